@@ -1,0 +1,754 @@
+"""The state machine of a pool."""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections import Counter, deque
+from collections.abc import Callable, Hashable
+from typing import Final, Generic, NamedTuple, TypeVar
+
+from millpond._core.entry import TRANSITIONS, Claim, Entry, Reason, State
+from millpond._core.line import Line, Refusal, Waiter
+from millpond._core.outage import Outage
+from millpond._core.settings import Settings
+from millpond._core.stats import Stats
+
+__all__ = ["BEAT", "Core", "Fitness", "Job", "Task"]
+
+C = TypeVar("C")
+
+BEAT: Final = 0.5
+"""Seconds between two ticks."""
+GRACE: Final = 1.5
+"""A tick that comes so much too late means that the process stood still, and that what it knew may be out of date."""
+STALLED: Final = 0.5
+"""A check or reset that has taken so long no longer counts as a connection that is about to come."""
+SUSPICION_PAUSE: Final = 1.0
+"""The deaths of one batch arouse suspicion once, not once each."""
+LIFETIME_SPREAD: Final = 0.1
+"""The part of `max_lifetime` by which one connection's may be shorter than another's."""
+
+IDLE: Final = State.IDLE
+LENT: Final = State.LENT
+TENDING: Final = frozenset({State.CHECKING, State.RESETTING})
+OPEN: Final = frozenset({State.IDLE, State.LENT, State.CHECKING, State.RESETTING})
+
+
+class Task(enum.Enum):
+    """What is to be done with a connection beside the line."""
+
+    CHECK = "check"
+    RESET = "reset"
+    CLOSE = "close"
+    ABANDON = "abandon"
+
+
+class Fitness(enum.Enum):
+    """What a returned connection is good for."""
+
+    CLEAN = "clean"
+    """To be lent again as it is."""
+    DIRTY = "dirty"
+    """To be reset."""
+    CUT = "cut"
+    """For nothing: an exchange was interrupted."""
+    DEAD = "dead"
+    """For nothing: the server has gone, and may have taken the others with it."""
+
+
+class Job(NamedTuple, Generic[C]):
+    """One task on one entry. It holds the claim, but for the two that end the connection."""
+
+    task: Task
+    entry: Entry[C]
+    claim: Claim[C] | None
+
+
+class Core(Generic[C]):
+    """All that a pool knows, and every decision.
+
+    The truth is `entries`, and who holds each one's claim. Everything else is derived, and `audit` derives it anew. An
+    exception that cuts a change short (Ctrl-C, `PyThreadState_SetAsyncExc`) leaves the shell's mark standing, and the
+    shell audits before the next change. The statements inside each change are in the order that this needs: an
+    outcome is stored before the record that led to it is removed, and a claim that is dropped reports itself.
+
+    A shell calls every method under its lock. After each it wakes those in `wakes`, and
+    sees to it that somebody works off `next_open` and `next_chore`. All are O(1) in connections and waiters, but for
+    those that concern the whole pool: `audit`, `tick`, `sweep`, `refresh`, `close`, `resize` and a failed open.
+    """
+
+    __slots__ = (
+        "_exact",
+        "_jobs",
+        "_lost",
+        "_n_closing",
+        "_n_opening",
+        "_n_stalled",
+        "_n_tending",
+        "_serial",
+        "_suspected",
+        "_sweep_due",
+        "_ticked",
+        "by_conn",
+        "cancelled",
+        "checks",
+        "closes",
+        "closing",
+        "draining",
+        "entries",
+        "fifo",
+        "gate",
+        "generation",
+        "idle",
+        "line",
+        "open_failures",
+        "open_seconds",
+        "opens",
+        "outage",
+        "outages",
+        "paused",
+        "refusals",
+        "resets",
+        "retired_uses",
+        "settings",
+        "timeouts",
+        "waited",
+        "waits",
+        "wakes",
+        "warming",
+    )
+
+    def __init__(self, settings: Settings, now: float, lost: Callable[[Entry[C]], None]) -> None:
+        self.entries: set[Entry[C]] = set()
+        self.by_conn: dict[int, Entry[C]] = {}
+        self.idle: deque[Claim[C]] = deque()
+        """Lent from the right end. The order of lending is that of returning: to the right end, or to the left."""
+        self.line: Line[C] = Line()
+        self.warming: list[Waiter[C]] = []
+        self.draining: list[Waiter[C]] = []
+        self.wakes: list[Waiter[C]] = []
+        self.gate = False
+        """Whether a borrow or return has to look further: someone waits, or the pool is paused, closed or too large."""
+        self.paused = False
+        self.closing = False
+        self.generation = 0
+        self.outage: Outage | None = None
+        self._jobs: deque[Job[C]] = deque()
+        self._lost = lost
+        self._serial = 0
+        self._n_opening = self._n_tending = self._n_closing = self._n_stalled = 0
+        self._ticked = now
+        self._sweep_due = False
+        self._suspected = -math.inf
+
+        self.retired_uses = self.waits = self.timeouts = self.refusals = self.cancelled = 0
+        self.opens = self.open_failures = self.checks = self.resets = self.outages = 0
+        self.waited = self.open_seconds = 0.0
+        self.closes: Counter[Reason] = Counter()
+        self._configure(settings)
+
+    def _configure(self, settings: Settings) -> None:
+        self.settings = settings
+        # Uses that are counted to the last, or idle times shorter than the ticker's sight, need the clock at every
+        # borrow and return. Then nothing is ever fresh, and all goes the slow way.
+        self._exact = settings.max_uses is not None or settings.check_after < 2 * BEAT
+        self.fifo = settings.order == "fifo"
+
+    # Borrowing, the slow way.
+
+    def enrol(self, waiter: Waiter[C], now: float) -> None:
+        """Serve a caller at once, refuse it, or put it in line: `waiter.claim`, `waiter.refusal` or neither is set."""
+        if now - self._ticked > BEAT + GRACE:
+            # The process stood still and this caller is back before the ticker.
+            self.tick(False, now)
+        self.settle(now)
+        if self.closing:
+            self._refuse(waiter, Refusal.CLOSED)
+            return
+        if not self.paused and self.line.head() is None:
+            claim = self._fetch(now)
+            if claim is not None:
+                waiter.done = True
+                self._lend(claim, waiter, now)
+                return
+        settings = self.settings
+        if waiter.deadline <= now:
+            self._refuse(waiter, Refusal.TIMEOUT)
+        elif settings.max_waiting is not None and len(self.line) >= settings.max_waiting:
+            self._refuse(waiter, Refusal.FULL)
+        elif self.outage is not None and not self._worth_waiting(self.outage, now):
+            self._refuse(waiter, Refusal.DOWN)
+        else:
+            self.line.enrol(waiter)
+            self.settle(now)
+
+    def _worth_waiting(self, outage: Outage, now: float) -> bool:
+        """Whether a caller who comes during an outage may wait: for the attempt under way, or for a connection on loan."""
+        if self._n_opening:
+            return True
+        if (self.settings.ride_out and not outage.refused) or self._any_sound():
+            if not self.line:
+                outage.hasten(now)
+            return True
+        return outage.hasten(now)
+
+    def _any_sound(self) -> bool:
+        return any(entry.state in OPEN and entry.doom is None for entry in self.entries)
+
+    def _refuse(self, waiter: Waiter[C], refusal: Refusal) -> None:
+        waiter.refusal = refusal
+        waiter.done = True
+        if refusal is Refusal.TIMEOUT:
+            self.timeouts += 1
+        else:
+            self.refusals += 1
+
+    def _dismiss(self, waiter: Waiter[C], refusal: Refusal) -> None:
+        """Refuse one who stands in line."""
+        self.wakes.append(waiter)
+        self._refuse(waiter, refusal)
+        self.line.leave(waiter)
+
+    def expire(self, waiter: Waiter[C], now: float) -> None:
+        """End the waiting of one whose deadline has come, unless it has just been served."""
+        if not waiter.done:
+            self._dismiss(waiter, Refusal.TIMEOUT)
+            self._set_gate()
+
+    def cancel(self, waiter: Waiter[C], now: float) -> None:
+        """Undo a caller's request, whatever has become of it: in line, served or refused."""
+        claim = waiter.claim
+        if claim is not None:
+            self.cancelled += 1
+            claim.entry.uses -= 1
+            self._shelve(claim, now)
+            waiter.claim = None
+        elif not waiter.done:
+            self.cancelled += 1
+            self.line.leave(waiter)
+            self._set_gate()
+
+    def _lend(self, claim: Claim[C], waiter: Waiter[C], now: float) -> None:
+        entry = claim.entry
+        self._move(entry, LENT)
+        entry.owner = waiter.owner
+        entry.uses += 1
+        entry.since = now
+        entry.seen_uses = entry.uses
+        if waiter.site is not None:
+            entry.site = (entry.uses, *waiter.site)
+        waiter.claim = claim
+
+    def _fetch(self, now: float) -> Claim[C] | None:
+        """Take the next idle connection that can be lent now; deal with those that come before it and cannot."""
+        while True:
+            try:
+                claim = self.idle.pop()
+            except IndexError:
+                return None
+            entry = claim.entry
+            if entry.fresh:
+                return claim
+            if entry.doom is not None or now >= entry.expires:
+                self._close(claim, entry.doom or Reason.MAX_LIFETIME)
+            elif entry.suspect or now - max(entry.idle_since, entry.asked) >= self.settings.check_after:
+                if self._n_tending - self._n_stalled > len(self.line):
+                    # Enough are being checked for those who wait; the others need not be troubled.
+                    self.idle.append(claim)
+                    return None
+                self._check(claim, now)
+            else:
+                self._renew(entry, now)
+                return claim
+
+    def settle(self, now: float) -> None:
+        """Hand what is idle to those who wait; close what is idle when it may not be."""
+        while self.closing or len(self.entries) - self._n_closing > self.settings.max_size:
+            try:
+                claim = self.idle.popleft()
+            except IndexError:
+                break
+            self._close(claim, claim.entry.doom or (Reason.POOL_CLOSED if self.closing else Reason.SURPLUS))
+        self.gate = True
+        while not self.paused and (waiter := self.line.head()) is not None:
+            if waiter.deadline <= now:
+                self._dismiss(waiter, Refusal.TIMEOUT)
+                continue
+            claim_or_none = self._fetch(now)
+            if claim_or_none is None:
+                break
+            self._lend(claim_or_none, waiter, now)
+            self.wakes.append(waiter)
+            self.line.leave(waiter)
+            self.waits += 1
+            self.waited += now - waiter.since
+        self._set_gate()
+
+    def _set_gate(self) -> None:
+        self.gate = (
+            self.paused
+            or self.closing
+            or self.line.head() is not None
+            or len(self.entries) - self._n_closing > self.settings.max_size
+        )
+
+    # Returning, the slow way.
+
+    def release(self, claim: Claim[C], fit: Fitness, now: float) -> Job[C] | None:
+        """Take a connection back; return the job of resetting it, if that is what it needs."""
+        entry = claim.entry
+        if entry not in self.entries:
+            # Lent by the parent of this process: it stays the parent's.
+            claim.lost = None
+        elif fit is Fitness.DEAD or fit is Fitness.CUT:
+            self._close(claim, entry.doom or Reason.BROKEN, abandon=True)
+            if fit is Fitness.DEAD:
+                self.suspect(now)
+                self.sweep(now)
+        elif entry.doom is not None or self.closing:
+            self._close(claim, entry.doom or Reason.POOL_CLOSED)
+        elif fit is Fitness.CLEAN:
+            entry.idle_since = now
+            self._shelve(claim, now)
+        else:
+            self._move(entry, State.RESETTING)
+            entry.since = now
+            return Job(Task.RESET, entry, claim)
+        return None
+
+    def post(self, job: Job[C], now: float) -> None:
+        """Leave a job to those who work beside the line."""
+        self._jobs.append(job)
+
+    def _shelve(self, claim: Claim[C], now: float) -> None:
+        """Lay a clean connection by: for the next in line, or idle; or end it if its time has come."""
+        entry = claim.entry
+        doom = entry.doom
+        if doom is None:
+            if self.closing:
+                doom = Reason.POOL_CLOSED
+            elif self.settings.max_uses is not None and entry.uses >= self.settings.max_uses:
+                doom = Reason.MAX_USES
+            elif now >= entry.expires:
+                doom = Reason.MAX_LIFETIME
+            elif entry.generation != self.generation:
+                doom = Reason.REFRESHED
+        if doom is not None:
+            self._close(claim, doom)
+            return
+        self._move(entry, IDLE)
+        self._renew(entry, now)
+        if self.fifo:
+            self.idle.appendleft(claim)
+        else:
+            self.idle.append(claim)
+        self.settle(now)
+
+    def condemn(self, entry: Entry[C], reason: Reason, now: float) -> None:
+        """Mark an open connection for closing: now if it is idle, else when its present holder is done with it."""
+        if entry.state in OPEN and entry.doom is None:
+            entry.doom = reason
+            entry.fresh = False
+            self._sweep_due = True
+
+    def hung_up(self, entry: Entry[C], now: float) -> None:
+        """Note that a connection is known to be dead."""
+        self.condemn(entry, Reason.HUNG_UP, now)
+        self.suspect(now)
+
+    def suspect(self, now: float) -> None:
+        """Doubt every idle connection, since one was found dead: each is checked before it is lent again."""
+        if now - self._suspected < SUSPICION_PAUSE:
+            return
+        self._suspected = now
+        for entry in self.entries:
+            if entry.state is IDLE:
+                self._doubt(entry)
+
+    def _doubt(self, entry: Entry[C]) -> None:
+        if entry.doom is None:
+            entry.suspect = True
+            entry.fresh = False
+            self._sweep_due = True
+
+    def lost(self, entry: Entry[C], now: float) -> None:
+        """Close a connection whose claim has died: whoever owned it is gone."""
+        if entry in self.entries and entry.state in OPEN:
+            self._end(entry, entry.doom or Reason.LOST, abandon=True)
+
+    # What is done beside the line.
+
+    def opens_wanted(self, now: float) -> int:
+        """How many more opens should begin now."""
+        settings = self.settings
+        if self.closing:
+            return 0
+        size = len(self.entries)
+        waiting = 0 if self.paused else len(self.line)
+        demand = max(
+            waiting - self._n_opening - self._n_tending + self._n_stalled,
+            settings.min_size - size + self._n_closing,
+        )
+        wanted = min(demand, settings.max_size - size, settings.max_opening - self._n_opening)
+        if wanted <= 0:
+            return 0
+        outage = self.outage
+        if outage is None:
+            return wanted
+        if self._n_opening or now < outage.next_try or (outage.refused and not waiting):
+            return 0
+        return 1
+
+    def next_open(self, now: float) -> Entry[C] | None:
+        """Begin an open, if one is wanted. It ends with `opened` or `open_failed`."""
+        if self.opens_wanted(now) <= 0:
+            return None
+        self._serial += 1
+        entry: Entry[C] = Entry(self._serial, self.generation, now)
+        self.entries.add(entry)
+        self._n_opening += 1
+        return entry
+
+    def opened(self, entry: Entry[C], conn: C, descriptor: Hashable | None, jitter: float, now: float) -> None:
+        """Take in a connection that has been opened. `jitter` is random, from 0 up to 1."""
+        entry.conn = conn
+        entry.descriptor = descriptor
+        claim = Claim(entry, self._lost)
+        self.by_conn[id(conn)] = entry
+        self.opens += 1
+        self.open_seconds += now - entry.since
+        self.outage = None
+        entry.asked = entry.idle_since = now
+        entry.expires = now + self.settings.max_lifetime * (1 - LIFETIME_SPREAD * jitter)
+        self._shelve(claim, now)
+        self._greet_warm()
+
+    def open_failed(self, entry: Entry[C], error: BaseException, refused: bool, jitter: float, now: float) -> None:
+        """Note that an open has failed, and tell those who wait for nothing else. `jitter` is random, from 0 up to 1."""
+        self._move(entry, State.CLOSED)
+        self.entries.discard(entry)
+        self.open_failures += 1
+        if self.outage is None:
+            self.outages += 1
+            self.outage = Outage(now)
+        self.outage.failed(now, error, refused, jitter)
+        if refused or not self.settings.ride_out:
+            if not self._any_sound():
+                while (waiter := self.line.head()) is not None:
+                    self._dismiss(waiter, Refusal.DOWN)
+            self._wake_all(self.warming, Refusal.DOWN)
+        self._set_gate()
+        self._greet_drained()
+
+    def next_chore(self, now: float) -> Job[C] | None:
+        """Give out the next check, reset or close. It ends with `tended` or `closed`."""
+        try:
+            job = self._jobs.popleft()
+        except IndexError:
+            return None
+        job.entry.queued = True
+        return job
+
+    @property
+    def chores(self) -> int:
+        """How many checks, resets and closes wait for somebody to do them."""
+        return len(self._jobs)
+
+    def _check(self, claim: Claim[C], now: float) -> None:
+        entry = claim.entry
+        self._move(entry, State.CHECKING)
+        entry.suspect = False
+        entry.since = now
+        self._jobs.append(Job(Task.CHECK, entry, claim))
+
+    def tended(self, job: Job[C], sound: bool, now: float) -> None:
+        """Take back a connection that has been checked or reset."""
+        task, entry, claim = job
+        if claim is None or entry.state not in TENDING:
+            return
+        entry.queued = False
+        if task is Task.CHECK:
+            self.checks += 1
+        else:
+            self.resets += 1
+            entry.idle_since = now
+        if sound:
+            entry.asked = now
+            self._shelve(claim, now)
+            return
+        self._close(
+            claim,
+            entry.doom or (Reason.CHECK_FAILED if task is Task.CHECK else Reason.RESET_FAILED),
+            abandon=True,
+        )
+        self.suspect(now)
+
+    def _close(self, claim: Claim[C], reason: Reason, *, abandon: bool = False) -> None:
+        self._end(claim.entry, reason, abandon=abandon)
+        # Last, because a claim that is dropped before that reports its entry as lost, which ends it too.
+        claim.lost = None
+
+    def _end(self, entry: Entry[C], reason: Reason, *, abandon: bool) -> None:
+        entry.doom = reason
+        entry.fresh = False
+        entry.queued = False
+        self._move(entry, State.CLOSING)
+        self.closes[reason] += 1
+        dead = abandon or reason in (Reason.HUNG_UP, Reason.BROKEN)
+        self._jobs.append(Job(Task.ABANDON if dead else Task.CLOSE, entry, None))
+
+    def closed(self, entry: Entry[C], now: float) -> None:
+        """Strike off a connection that is really closed; its place is free from now on."""
+        if entry.state is not State.CLOSING:
+            return
+        self._move(entry, State.CLOSED)
+        self.retired_uses += entry.uses
+        if self.by_conn.get(id(entry.conn)) is entry:
+            del self.by_conn[id(entry.conn)]
+        self.entries.discard(entry)
+        self._set_gate()
+        self._greet_drained()
+
+    def _move(self, entry: Entry[C], state: State) -> None:
+        """Change an entry's state, with the counters that follow from it."""
+        old = entry.state
+        if state not in TRANSITIONS[old]:
+            raise AssertionError(f"{entry!r} cannot become {state.value}: this is a defect of millpond, please report it")
+        entry.state = state
+        if old is State.OPENING:
+            self._n_opening -= 1
+        elif old in TENDING:
+            self._n_tending -= 1
+        elif old is State.CLOSING:
+            self._n_closing -= 1
+        if state in TENDING:
+            self._n_tending += 1
+        elif state is State.CLOSING:
+            self._n_closing += 1
+
+    # Time.
+
+    def due(self, now: float) -> float:
+        """When the ticker has to come again."""
+        due = self._ticked + BEAT
+        if self.outage is not None and (self.line or self.settings.min_size) and not self._n_opening:
+            due = min(due, max(now, self.outage.next_try))
+        return due
+
+    def tick(self, slept: bool, now: float) -> None:
+        """Do what time brings: samples, lifetimes, idle limits, keepalives, and suspicion after a standstill.
+
+        `slept` says that the machine was suspended, which a monotonic clock does not show.
+        """
+        settings = self.settings
+        last = self._ticked
+        standstill = slept or now - last > BEAT + GRACE
+        self._ticked = now
+        stalled = 0
+        spare = len(self.entries) - self._n_closing - settings.min_size
+        for entry in self.entries:
+            state = entry.state
+            if state is IDLE:
+                if entry.seen_uses != entry.uses:
+                    # It was lent and returned since the last tick; when is not known, so the longest idle time is assumed.
+                    entry.seen_uses = entry.uses
+                    entry.idle_since = max(last, entry.idle_since)
+                if entry.doom is not None:
+                    self._sweep_due = True
+                elif now >= entry.expires:
+                    self.condemn(entry, Reason.MAX_LIFETIME, now)
+                    spare -= 1
+                elif spare > 0 and now - entry.idle_since >= settings.max_idle:
+                    self.condemn(entry, Reason.MAX_IDLE, now)
+                    spare -= 1
+                elif standstill or now - max(entry.idle_since, entry.asked) >= settings.keepalive:
+                    self._doubt(entry)
+                else:
+                    self._renew(entry, now)
+            elif state is LENT:
+                entry.idle_since = now
+                if entry.seen_uses != entry.uses:
+                    entry.seen_uses = entry.uses
+                    entry.since = now
+                if now >= entry.expires:
+                    self.condemn(entry, Reason.MAX_LIFETIME, now)
+                else:
+                    self._renew(entry, now)
+            elif state in TENDING and now - entry.since >= STALLED:
+                stalled += 1
+        self._n_stalled = stalled
+        self.sweep(now)
+
+    def _renew(self, entry: Entry[C], now: float) -> None:
+        """Say whether an entry may be lent without another look until the next tick."""
+        entry.fresh = (
+            entry.doom is None
+            and not entry.suspect
+            and not self._exact
+            and now + BEAT < max(entry.idle_since, entry.asked) + self.settings.check_after
+        )
+
+    def sweep(self, now: float) -> None:
+        """Take those out of the idle that were condemned or doubted there, and serve whom that leaves to be served."""
+        if self._sweep_due:
+            self._sweep_due = False
+            for _ in range(len(self.idle)):
+                try:
+                    claim = self.idle.popleft()
+                except IndexError:
+                    # Borrowers pop at the same time.
+                    break
+                entry = claim.entry
+                if entry.doom is not None:
+                    self._close(claim, entry.doom)
+                elif entry.suspect:
+                    self._check(claim, now)
+                else:
+                    self.idle.append(claim)
+        self.settle(now)
+
+    # The whole pool.
+
+    def warm(self, waiter: Waiter[C], now: float) -> None:
+        """Have a caller wait until `min_size` connections are open."""
+        self.warming.append(waiter)
+        if self.closing:
+            self._wake_all(self.warming, Refusal.CLOSED)
+        self._greet_warm()
+
+    def _greet_warm(self) -> None:
+        if self.warming and len(self.entries) - self._n_opening - self._n_closing >= self.settings.min_size:
+            self._wake_all(self.warming, None)
+
+    def drain(self, waiter: Waiter[C], now: float) -> None:
+        """Have a caller wait until a closing pool has closed its last connection."""
+        self.draining.append(waiter)
+        self._greet_drained()
+
+    def _greet_drained(self) -> None:
+        if self.closing and not self.entries:
+            self._wake_all(self.draining, None)
+
+    def desist(self, waiter: Waiter[C], now: float) -> None:
+        """Have a caller of `warm` or `close` wait no longer."""
+        for waiters in (self.warming, self.draining):
+            if waiter in waiters:
+                waiters.remove(waiter)
+
+    def _wake_all(self, waiters: list[Waiter[C]], refusal: Refusal | None) -> None:
+        while waiters:
+            waiter = waiters[-1]
+            waiter.refusal = refusal
+            waiter.done = True
+            self.wakes.append(waiter)
+            waiters.pop()
+
+    def resize(self, settings: Settings, now: float) -> None:
+        """Go by other settings; what is idle beyond a smaller `max_size` is closed, what is lent when it comes back."""
+        self._configure(settings)
+        self.settle(now)
+        self._greet_warm()
+
+    def refresh(self, now: float) -> None:
+        """Replace every connection: the idle now, the lent when they come back."""
+        self.generation += 1
+        for entry in self.entries:
+            self.condemn(entry, Reason.REFRESHED, now)
+        if self.outage is not None:
+            self.outage.next_try = now
+            self.outage.refused = False
+        self.sweep(now)
+
+    def pause(self, now: float) -> None:
+        """Lend nothing; callers wait in line."""
+        self.paused = True
+        self._set_gate()
+
+    def resume(self, now: float) -> None:
+        """Lend again, to those in line first."""
+        self.paused = False
+        self.settle(now)
+
+    def close(self, now: float) -> None:
+        """Lend nothing any more: send those who wait away, close what is idle, and what is lent when it comes back."""
+        self.closing = True
+        while (waiter := self.line.head()) is not None:
+            self._dismiss(waiter, Refusal.CLOSED)
+        self._wake_all(self.warming, Refusal.CLOSED)
+        self.settle(now)
+        self._greet_drained()
+
+    def audit(self, now: float) -> list[str]:
+        """Derive everything anew from the entries and the line; tell what was found to be wrong."""
+        found: list[str] = []
+        for waiter in list(self.line):
+            if waiter.claim is not None or waiter.refusal is not None:
+                found.append("a caller in line already had its answer")
+                waiter.done = True
+                self.wakes.append(waiter)
+        self.line.rebuild()
+        states = Counter(entry.state for entry in self.entries)
+        counted = (
+            states[State.OPENING],
+            states[State.CHECKING] + states[State.RESETTING],
+            states[State.CLOSING],
+        )
+        if counted != (self._n_opening, self._n_tending, self._n_closing):
+            found.append(
+                "opening, tending, closing were counted as "
+                f"{(self._n_opening, self._n_tending, self._n_closing)} and are {counted}"
+            )
+        self._n_opening, self._n_tending, self._n_closing = counted
+        for entry in [entry for entry in self.entries if entry.state is State.CLOSED]:
+            found.append(f"{entry!r} was still on the books")
+            self.entries.discard(entry)
+        ending = {job.entry for job in self._jobs if job.claim is None}
+        for entry in self.entries:
+            if entry.state is State.CLOSING and not entry.queued and entry not in ending:
+                found.append(f"nobody was closing {entry!r}")
+                self._jobs.append(Job(Task.ABANDON, entry, None))
+        by_conn = {id(entry.conn): entry for entry in self.entries if entry.state is not State.OPENING}
+        if by_conn != self.by_conn:
+            found.append("the index of connections was wrong")
+            self.by_conn = by_conn
+        self.settle(now)
+        self._greet_warm()
+        self._greet_drained()
+        return found
+
+    def stats(self, now: float) -> Stats:
+        """Look at the pool, and sum up what the entries have counted."""
+        idle = len(self.idle)
+        states = Counter(entry.state for entry in self.entries)
+        outage = self.outage
+        return Stats(
+            name=self.settings.name,
+            min_size=self.settings.min_size,
+            max_size=self.settings.max_size,
+            size=len(self.entries),
+            idle=idle,
+            lent=states[IDLE] + states[LENT] - idle,
+            opening=states[State.OPENING],
+            checking=states[State.CHECKING],
+            resetting=states[State.RESETTING],
+            closing=states[State.CLOSING],
+            waiting=len(self.line),
+            generation=self.generation,
+            paused=self.paused,
+            closed=self.closing,
+            outage=None if outage is None else type(outage.cause).__name__,
+            borrows=self.retired_uses + sum(entry.uses for entry in self.entries),
+            waits=self.waits,
+            waited=self.waited,
+            timeouts=self.timeouts,
+            refusals=self.refusals,
+            cancelled=self.cancelled,
+            opens=self.opens,
+            open_seconds=self.open_seconds,
+            open_failures=self.open_failures,
+            checks=self.checks,
+            resets=self.resets,
+            outages=self.outages,
+            closes={reason.value: count for reason, count in self.closes.items()},
+        )

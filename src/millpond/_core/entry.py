@@ -1,0 +1,144 @@
+"""The pool's record of one connection, and the claim that says who owns it."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Hashable
+from types import CodeType
+from typing import Final, Generic, TypeVar
+
+__all__ = ["TRANSITIONS", "Claim", "Entry", "Reason", "State"]
+
+C = TypeVar("C")
+
+
+class State(enum.Enum):
+    """Where an entry is in its life. It is always in exactly one."""
+
+    OPENING = "opening"
+    IDLE = "idle"
+    LENT = "lent"
+    CHECKING = "checking"
+    RESETTING = "resetting"
+    CLOSING = "closing"
+    CLOSED = "closed"
+
+
+TRANSITIONS: Final[dict[State, frozenset[State]]] = {
+    # An open fails, or comes too late for a pool that has closed; a caller in line gets the connection directly.
+    State.OPENING: frozenset({State.IDLE, State.CLOSING, State.CLOSED}),
+    State.IDLE: frozenset({State.LENT, State.CHECKING, State.CLOSING}),
+    State.LENT: frozenset({State.IDLE, State.RESETTING, State.CLOSING}),
+    State.CHECKING: frozenset({State.IDLE, State.CLOSING}),
+    State.RESETTING: frozenset({State.IDLE, State.CLOSING}),
+    State.CLOSING: frozenset({State.CLOSED}),
+    State.CLOSED: frozenset(),
+}
+"""The only changes of state there are. The diagram in docs/design.md is drawn from this table."""
+
+
+class Reason(enum.Enum):
+    """Why a connection was closed."""
+
+    MAX_LIFETIME = "max_lifetime"
+    MAX_IDLE = "max_idle"
+    MAX_USES = "max_uses"
+    HUNG_UP = "hung up"
+    BROKEN = "broken"
+    CHECK_FAILED = "check failed"
+    RESET_FAILED = "reset failed"
+    DISCARDED = "discarded"
+    REFRESHED = "refreshed"
+    SURPLUS = "surplus"
+    LOST = "lost"
+    POOL_CLOSED = "pool closed"
+
+
+class Entry(Generic[C]):
+    """The record of one connection.
+
+    `fresh` is all that a borrow or a return tests: whether the connection may be lent, or laid by, without a second
+    look. Whatever is exceptional (dead, suspect, expired, retired, due for a check) clears it. `doom` is why the
+    connection will be closed, if it will.
+
+    Borrowing and returning read no clock, so `since` is exact only for a loan that was waited for. For any other it
+    is the first tick that saw it, and `seen_uses` is then equal to `uses`.
+    """
+
+    __slots__ = (
+        "asked",
+        "conn",
+        "descriptor",
+        "doom",
+        "expires",
+        "fresh",
+        "generation",
+        "idle_since",
+        "leak_told",
+        "owner",
+        "queued",
+        "seen_uses",
+        "serial",
+        "since",
+        "site",
+        "state",
+        "suspect",
+        "uses",
+    )
+
+    conn: C
+    """The connection; unset until it is open."""
+
+    def __init__(self, serial: int, generation: int, now: float) -> None:
+        self.serial = serial
+        self.generation = generation
+        self.state = State.OPENING
+        self.fresh = False
+        self.doom: Reason | None = None
+        self.suspect = False
+        self.uses = 0
+        self.owner = 0
+        """The thread or task that has it on loan, by its number; whose it was, when idle."""
+        self.since = now
+        """When the open, loan, check or reset began that it is in; of one that is idle it tells nothing."""
+        self.site: tuple[int, CodeType, int] | None = None
+        """Where it was borrowed, with the number of the loan that this tells about."""
+        self.expires = 0.0
+        self.idle_since = now
+        self.asked = now
+        """When it last proved to be alive to a check."""
+        self.seen_uses = 0
+        self.descriptor: Hashable | None = None
+        """The shell's name for its file descriptor."""
+        self.queued = False
+        """Whether its close has been handed out as a job."""
+        self.leak_told = 0
+
+    def __repr__(self) -> str:
+        return f"<Entry {self.serial} {self.state.value}, {self.uses} uses>"
+
+
+class Claim(Generic[C]):
+    """The right to one open entry: exactly one exists, and whoever holds it owns the connection.
+
+    It lies in the idle deque, in a waiter, in a job or in a lease, and nowhere else: the entry does not hold it. An
+    exception can arrive between any two instructions, also between the one that pops a claim and the one that
+    stores it. The claim then dies with the stack that held it, and its finaliser tells the pool which entry has
+    lost its owner. So no slot can leak, without a lock or a log of intentions on the hot path.
+
+    The finaliser takes no lock: it may run anywhere, also inside the pool's own locked section.
+    """
+
+    __slots__ = ("entry", "lost")
+
+    entry: Entry[C]
+
+    def __init__(self, entry: Entry[C], lost: Callable[[Entry[C]], None]) -> None:
+        self.entry = entry
+        self.lost: Callable[[Entry[C]], None] | None = lost
+
+    def __del__(self) -> None:
+        # Dissolved claims have no `lost`; neither has one whose __init__ was interrupted.
+        lost = getattr(self, "lost", None)
+        if lost is not None:
+            lost(self.entry)

@@ -1,0 +1,110 @@
+"""The settings of a pool."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Literal, TypedDict
+
+__all__ = ["Options", "Settings"]
+
+
+class Options(TypedDict, total=False):
+    """The keyword arguments of a pool; `Settings` tells what each means."""
+
+    name: str
+    min_size: int
+    max_size: int
+    timeout: float
+    max_waiting: int | None
+    max_opening: int
+    connect_timeout: float
+    max_idle: float
+    max_lifetime: float
+    max_uses: int | None
+    check_after: float
+    keepalive: float
+    order: Literal["lifo", "fifo"]
+    leak_after: float
+    ride_out: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """What a pool is told to do: sizes are ints, durations are seconds, and `math.inf` means never.
+
+    A value that cannot work raises `ValueError` (`TypeError` for a wrong type), which says what would.
+    """
+
+    name: str = "pool"
+    """What the pool is called in errors, logs and statistics."""
+    min_size: int = 0
+    """How many connections are kept open even when nobody wants one."""
+    max_size: int = 10
+    """How many connections may exist at once, those being opened or closed included."""
+    timeout: float = 30.0
+    """How long a caller waits for a connection; 0 means that it does not wait."""
+    max_waiting: int | None = None
+    """How many callers may wait at once; None means any number. The next one gets `PoolFull` at once."""
+    max_opening: int = 3
+    """How many connections may be in the making at once, so that a burst of callers does not become a burst of logins."""
+    connect_timeout: float = 10.0
+    """How long one exchange of the pool's own with the server may take: an open, a check, a reset."""
+    max_idle: float = 600.0
+    """How long a connection beyond `min_size` may lie idle before it is closed."""
+    max_lifetime: float = 3600.0
+    """How old a connection may become; each one's own limit is up to a tenth shorter, so that they do not all end at once."""
+    max_uses: int | None = None
+    """How often a connection may be lent; None means any number of times."""
+    check_after: float = 30.0
+    """A connection that has been idle for so long is asked whether it lives before it is lent; 0 asks every time."""
+    keepalive: float = math.inf
+    """An idle connection is asked whether it lives every so often, so that firewalls do not forget it."""
+    order: Literal["lifo", "fifo"] = "lifo"
+    """Which idle connection is lent: the last one returned (warm caches, and the others can go) or the first."""
+    leak_after: float = math.inf
+    """A loan that lasts longer is logged with its borrower; setting it records the call site of every loan."""
+    ride_out: bool = False
+    """While the server is down, wait for it up to `timeout` instead of failing at once."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            self._check_type(field.name)
+        if self.max_size < 1:
+            raise ValueError(f"max_size={self.max_size} can lend nothing: it must be 1 or more")
+        if not 0 <= self.min_size <= self.max_size:
+            raise ValueError(
+                f"min_size={self.min_size} does not fit max_size={self.max_size}: it must be from 0 to max_size"
+            )
+        if self.max_opening < 1:
+            raise ValueError(f"max_opening={self.max_opening} can open nothing: it must be 1 or more")
+        if self.max_waiting is not None and self.max_waiting < 0:
+            raise ValueError(f"max_waiting={self.max_waiting} must be 0 or more, or None for any number")
+        if self.max_uses is not None and self.max_uses < 1:
+            raise ValueError(f"max_uses={self.max_uses} must be 1 or more, or None for any number")
+        for name in ("timeout", "check_after"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be 0 or more seconds (math.inf for no limit)")
+        for name in ("connect_timeout", "max_idle", "max_lifetime", "keepalive", "leak_after"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be more than 0 seconds (math.inf for no limit)")
+        if self.order not in ("lifo", "fifo"):
+            raise ValueError(f"order={self.order!r} must be 'lifo' or 'fifo'")
+
+    def _check_type(self, name: str) -> None:
+        value = getattr(self, name)
+        match name:
+            case "name" | "order":
+                fits, wanted = isinstance(value, str), "a string"
+            case "ride_out":
+                fits, wanted = isinstance(value, bool), "True or False"
+            case "min_size" | "max_size" | "max_opening":
+                fits, wanted = isinstance(value, int) and not isinstance(value, bool), "an int"
+            case "max_waiting" | "max_uses":
+                fits = value is None or (isinstance(value, int) and not isinstance(value, bool))
+                wanted = "an int or None"
+            case _:
+                fits = isinstance(value, (int, float)) and not isinstance(value, bool)
+                wanted = "a number of seconds (math.inf for no limit)"
+        if not fits:
+            raise TypeError(f"{name}={value!r} must be {wanted}")

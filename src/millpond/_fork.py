@@ -1,0 +1,65 @@
+"""What happens in a child after `os.fork()`.
+
+The child holds a second handle on every connection of its parent. If it closed one as the protocol wants it, or if a
+destructor did, the server would take that for the parent's goodbye. So the child first puts a dead socket under each
+descriptor: whatever is then written to it reaches nobody. It forgets callers, claims and threads, which are the parent's, and
+opens connections of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import weakref
+from typing import Final, Protocol
+
+from millpond import _watcher
+
+__all__ = ["adopt", "park", "pin"]
+
+
+class Forked(Protocol):
+    """Who is told, in the child."""
+
+    def _after_fork(self) -> None: ...
+
+
+_pools: Final[weakref.WeakSet[Forked]] = weakref.WeakSet()
+_dead: socket.socket | None = None
+
+
+def adopt(pool: Forked) -> None:
+    """See to it that a pool learns of forks."""
+    _pools.add(pool)
+
+
+def park(descriptor: _watcher.Descriptor) -> None:
+    """Put a dead socket under a descriptor, unless it has come to mean something else."""
+    global _dead
+    if not descriptor.current():
+        return
+    if _dead is None:
+        _dead, other = socket.socketpair()
+        other.close()
+    os.dup2(_dead.fileno(), descriptor.number, inheritable=False)
+
+
+def pin(conn: object) -> None:
+    """Keep a connection without a descriptor from ever being destroyed, the end of the child included.
+
+    SQLite, for one, must not even close in a child what the parent opened. Nothing shorter than a reference
+    that nobody returns survives the interpreter's own clean-up.
+    """
+    import ctypes  # here, because importing it takes longer than importing millpond
+
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(conn))
+
+
+def _in_child() -> None:
+    _watcher.forsake()
+    for pool in list(_pools):
+        pool._after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)

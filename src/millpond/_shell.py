@@ -1,0 +1,465 @@
+"""What both shells have in common: carrying the core under a lock, and telling people about it.
+
+The lock is held for one change of the core at a time. Nothing is awaited, called back or logged under it. The async
+shell needs it too, since the watcher and finalisers speak to the core from other threads.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+import threading
+import time
+from abc import abstractmethod
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+from contextlib import suppress
+from random import random
+from threading import get_ident
+from typing import Final, Generic, Protocol, TypeVar
+
+from millpond import _fork, _watcher
+from millpond._core.core import Core, Fitness, Job
+from millpond._core.entry import Claim, Entry, Reason, State
+from millpond._core.lease import Lease
+from millpond._core.line import Refusal, Waiter
+from millpond._core.settings import Settings
+from millpond._core.stats import Stats
+from millpond._whereabouts import call_site, line_of
+from millpond.connector import Condition, Inspector
+from millpond.errors import ConnectFailed, Misuse, PoolClosed, PoolError, PoolFull, PoolTimeout
+from millpond.records import LeaseRecord
+
+__all__ = ["Bell", "Shell", "log"]
+
+C = TypeVar("C")
+T = TypeVar("T")
+
+log: Final = logging.getLogger("millpond")
+
+SUSPENDED: Final = 1.0
+"""Seconds by which the boot-time clock must outrun the monotonic one to show that the machine was suspended."""
+
+
+class Bell(Protocol):
+    """Wakes a pool's keeper, who does what is due."""
+
+    def ring(self) -> None:
+        """Wake the keeper. It takes no lock, so that finalisers and signal handlers may call it, in any thread."""
+        ...
+
+
+class Shell(Generic[C]):
+    """A pool without its ways of waiting and working."""
+
+    def __init__(self, inspector: Inspector[C], settings: Settings) -> None:
+        self._inspector = inspector
+        self._inspect = inspector.inspect if inspector.provable else None
+        self._settings = settings
+        self._traced = settings.leak_after != math.inf
+        site = call_site(sys._getframe(1))
+        self._made_at = line_of(*site) if site else "an unknown place"
+        self._inherited: dict[int, C] = {}
+        self._begin()
+        _fork.adopt(self)
+
+    def _begin(self) -> None:
+        """Start with nothing open: when the pool is made, and again in a forked child."""
+        self._lock = threading.Lock()
+        self._changing = 0
+        """The thread in the middle of a change of the core; left standing if the change was cut short."""
+        self._bell = bell = self._hang_bell()
+        self._lost = lost = deque[Entry[C]]()
+
+        def note_lost(entry: Entry[C]) -> None:
+            # Called by finalisers: anywhere, at any time. An append and a ring are safe there. It does not refer to
+            # the pool, so that a pool nobody holds any more goes at once.
+            lost.append(entry)
+            bell.ring()
+
+        self._held: dict[int, Lease[C]] = {}
+        """The leases of connections lent by `acquire`, by the connection's identity."""
+        self._core: Core[C] = Core(self._settings, time.monotonic(), note_lost)
+        self._suspended = _suspended_for()
+        self._outage_told = False
+
+    def _after_fork(self) -> None:
+        """Begin anew in a child: what the parent had is the parent's, and is kept from saying goodbye."""
+        for entry in self._core.entries:
+            # A lease of the forking thread may still come back; it finds the entry doomed, and no longer on the books.
+            entry.fresh = False
+            if entry.state in (State.OPENING, State.CLOSING, State.CLOSED):
+                continue
+            self._inherited[id(entry.conn)] = entry.conn
+            if isinstance(entry.descriptor, _watcher.Descriptor):
+                _fork.park(entry.descriptor)
+            else:
+                _fork.pin(entry.conn)
+        self._begin()
+
+    # Carrying the core.
+
+    def _step(self, change: Callable[..., T], *args: object) -> T:
+        """Make one change of the core, wake-ups included; if the last one was cut short, audit first."""
+        me = get_ident()
+        lock = self._lock
+        if self._changing == me and lock.locked():
+            raise self._misused(
+                "was used by a signal handler or a finaliser that interrupted the pool itself",
+                "let the handler set a flag or an event, and use the pool outside of it",
+            )
+        with lock:
+            core = self._core
+            now = time.monotonic()
+            if self._changing:
+                self._changing = me
+                core.audit(now)
+            self._changing = me
+            outcome = change(*args, now)
+            wakes = core.wakes
+            while wakes:
+                # Struck off after it is woken: if this is cut in between, the next change wakes it again.
+                wakes[-1].wake()
+                wakes.pop()
+            work = core.chores or core.opens_wanted(now)
+            self._changing = 0
+        if work:
+            self._kick()
+        return outcome
+
+    @abstractmethod
+    def _kick(self) -> None:
+        """See to it that the core's work is done: soon, and elsewhere."""
+
+    @abstractmethod
+    def _hang_bell(self) -> Bell:
+        """Make what wakes the keeper."""
+
+    def _hung_up(self, entry: Entry[C]) -> None:
+        self._step(self._core.hung_up, entry)
+        self._bell.ring()
+
+    def _attend(self) -> float:
+        """Do what is due; return the seconds until something will be."""
+        core = self._core
+        while self._lost:
+            self._step(core.lost, self._lost[0])
+            self._lost.popleft()
+            log.warning(
+                "pool %r: a connection on loan was never returned; its borrower is gone, and the connection was closed",
+                self._settings.name,
+            )
+        now = time.monotonic()
+        suspended = _suspended_for()
+        slept = suspended - self._suspended > SUSPENDED
+        if slept or now >= core.due(now):
+            self._suspended = suspended
+            self._step(core.tick, slept)
+            if self._traced:
+                self._tell_leaks(now)
+        else:
+            self._step(core.sweep)
+        self._tell_outage()
+        return max(0.0, core.due(now) - time.monotonic())
+
+    def _tell_outage(self) -> None:
+        outage = self._core.outage
+        if outage is not None and not self._outage_told:
+            self._outage_told = True
+            log.warning("pool %r: cannot connect to %s: %s", self._settings.name, self._inspector.target, _brief(outage.cause))
+        elif outage is None and self._outage_told:
+            self._outage_told = False
+            log.info("pool %r: connected to %s again", self._settings.name, self._inspector.target)
+
+    def _tell_leaks(self, now: float) -> None:
+        for entry in list(self._core.entries):
+            overdue = entry.state is State.LENT and now - entry.since > self._settings.leak_after
+            if overdue and entry.seen_uses == entry.uses != entry.leak_told:
+                entry.leak_told = entry.uses
+                log.warning("pool %r: a loan has lasted %s", self._settings.name, self._record(entry, now))
+
+    # Opening.
+
+    def _accept(self, conn: C) -> None:
+        """Raise `Misuse` if what was opened cannot be told from other connections."""
+        if conn is None:
+            raise self._misused("was given None instead of a connection", "return the connection that was opened")
+        if id(conn) in self._core.by_conn:
+            raise self._misused("was given a connection that it already has", "open a new connection with each call")
+
+    def _install(self, entry: Entry[C], conn: C) -> None:
+        """Take in a new connection and have it watched."""
+        try:
+            descriptor = _watcher.identify(self._inspector.descriptor(conn))
+        except Exception:
+            descriptor = None
+        self._step(self._core.opened, entry, conn, descriptor, random())
+        if descriptor is not None:
+            # Afterwards, since a hang-up can be told of an open entry only; one that came before is told at once.
+            _watcher.watch(descriptor, self, entry)
+
+    def _is_refusal(self, error: BaseException) -> bool:
+        try:
+            return self._inspector.refused(error)
+        except Exception:
+            return False
+
+    def _unwatch(self, entry: Entry[C]) -> None:
+        if isinstance(entry.descriptor, _watcher.Descriptor):
+            _watcher.forget(entry.descriptor)
+
+    def _scuttle(self) -> None:
+        """Free the connections of a pool that nobody can use any more."""
+        core = self._core
+        for claim in list(core.idle):
+            claim.lost = None
+            with suppress(Exception):
+                self._unwatch(claim.entry)
+                self._inspector.abandon(claim.entry.conn)
+        core.idle.clear()
+
+    # Returning.
+
+    def _give_back(self, claim: Claim[C], error: BaseException | None) -> Job[C] | None:
+        """Take a connection back that is not known to be clean; return the job of resetting it, if it needs that."""
+        entry = claim.entry
+        return self._step(self._core.release, claim, self._fitness(entry, error))
+
+    def _fitness(self, entry: Entry[C], error: BaseException | None) -> Fitness:
+        inspector = self._inspector
+        try:
+            if self._inspect is None:
+                condition = Condition.CLEAN if error is None else Condition.BROKEN
+            else:
+                condition = self._inspect(entry.conn, error)
+            if condition is Condition.CLEAN:
+                return Fitness.CLEAN
+            if condition is Condition.DIRTY:
+                return Fitness.DIRTY
+            return Fitness.CUT if inspector.alive(entry.conn) else Fitness.DEAD
+        except Exception:
+            # A connector that cannot even look has a connection that cannot be trusted.
+            return Fitness.CUT
+
+    def _lease_of(self, conn: C, verb: str) -> Lease[C] | None:
+        """Find the lease of a connection lent by `acquire`; None for one inherited from before a fork."""
+        lease = self._held.pop(id(conn), None)
+        if lease is not None:
+            return lease
+        if id(conn) in self._inherited:
+            return None
+        entry = self._core.by_conn.get(id(conn))
+        if entry is None or entry.conn is not conn:
+            what, hint = f"was asked to {verb} something that it did not lend", "give each connection back once, to its own pool"
+        elif entry.state is State.LENT:
+            what = f"was asked to {verb} a connection that is lent to a `with` block"
+            hint = "leaving the block returns it"
+        else:
+            what, hint = f"was asked to {verb} a connection that is not on loan", "it has been returned before"
+        raise self._misused(what, hint)
+
+    def _misused(self, what: str, hint: str) -> Misuse:
+        return self._error(Misuse, what, hint)
+
+    def _settle(self) -> None:
+        self._step(self._core.settle)
+
+    def _discard(self, conn: C) -> None:
+        entry = self._core.by_conn.get(id(conn))
+        if entry is None or entry.conn is not conn or entry.state is not State.LENT:
+            lease = self._lease_of(conn, "discard")
+        else:
+            self._step(self._core.condemn, entry, Reason.DISCARDED)
+            lease = self._held.pop(id(conn), None)
+        if lease is not None:
+            lease.leave(None, None, None)
+
+    # Telling people.
+
+    @property
+    def name(self) -> str:
+        """The name of the pool."""
+        return self._settings.name
+
+    @property
+    def settings(self) -> Settings:
+        """The settings of the pool as they are now."""
+        return self._settings
+
+    def __repr__(self) -> str:
+        core = self._core
+        idle = len(core.idle)
+        state = "closed" if core.closing else f"{len(core.entries)} of {self._settings.max_size} open, {idle} idle"
+        return f"<millpond.{type(self).__name__} {self._settings.name!r} to {self._inspector.target}: {state}>"
+
+    @abstractmethod
+    def _name_owner(self, owner: int) -> str: ...
+
+    @abstractmethod
+    def _find_owner(self, owner: int) -> str | None: ...
+
+    def _record(self, entry: Entry[C], now: float) -> LeaseRecord:
+        site, uses, owner = entry.site, entry.uses, entry.owner
+        return LeaseRecord(
+            connection=entry.serial,
+            age=max(0.0, now - entry.since) if entry.seen_uses == uses else 0.0,
+            uses=uses,
+            owner=self._name_owner(owner),
+            borrowed_at=line_of(site[1], site[2]) if site is not None and site[0] == uses else None,
+            now_at=self._find_owner(owner),
+        )
+
+    def _lent(self) -> list[Entry[C]]:
+        def lent(now: float) -> list[Entry[C]]:
+            lent = [entry for entry in self._core.entries if entry.state is State.LENT]
+            return sorted(lent, key=lambda entry: entry.since if entry.seen_uses == entry.uses else now)
+
+        return self._step(lent)
+
+    def _records(self) -> tuple[LeaseRecord, ...]:
+        now = time.monotonic()
+        return tuple(self._record(entry, now) for entry in self._lent())
+
+    def _error(self, kind: type[E], what: str, hint: str, *, numbers: str = "", cause: BaseException | None = None) -> E:
+        lines = [f"pool {self._settings.name!r} {what}"]
+        lines += [f"  {line}" for line in (numbers, cause and f"last error: {_brief(cause)}", f"hint: {hint}") if line]
+        error = kind("\n".join(lines))
+        error.pool = self._settings.name
+        error.__cause__ = cause
+        return error
+
+    def _refused(self, refusal: Refusal, timeout: float, waited: float) -> PoolError:
+        """Explain to a caller why it gets nothing."""
+        stats = self._step(self._core.stats)
+        outage = self._core.outage
+        cause = None if outage is None else _bare(outage.cause)
+        numbers = (
+            f"{stats.lent} of {stats.max_size} lent, {stats.idle} idle, {stats.opening} opening"
+            + (f", {stats.checking + stats.resetting} being checked" if stats.checking + stats.resetting else "")
+            + (f", {stats.closing} closing" if stats.closing else "")
+            + f"; {stats.waiting} {'caller waits' if stats.waiting == 1 else 'callers wait'}"
+        )
+        error: PoolError
+        if refusal is Refusal.CLOSED:
+            error = self._error(PoolClosed, "is closed", "make a new pool; a closed one does not open again")
+        elif refusal is Refusal.FULL:
+            error = self._error(
+                PoolFull,
+                f"lets no more than {self._settings.max_waiting} callers wait",
+                "shed load before it gets here, or raise max_waiting or max_size",
+                numbers=numbers,
+            )
+        elif refusal is Refusal.DOWN and outage is not None and outage.refused:
+            error = self._error(
+                ConnectFailed,
+                f"is not let in by {self._inspector.target}",
+                "check user, password and database; the pool tries again when it is asked for a connection, "
+                "but not more often than every 5 s",
+                cause=cause,
+            )
+        elif refusal is Refusal.DOWN:
+            since = 0.0 if outage is None else time.monotonic() - outage.since
+            attempts = 1 if outage is None else outage.attempts
+            error = self._error(
+                ConnectFailed,
+                f"cannot connect to {self._inspector.target}",
+                "the pool goes on trying; set ride_out=True to have callers wait for the server up to their timeout",
+                numbers=f"{_times(attempts)} tried in {since:.1f} s",
+                cause=cause,
+            )
+        else:
+            error = self._timed_out(stats, numbers, timeout, waited, cause)
+        error.stats = stats
+        return error
+
+    def _timed_out(
+        self, stats: Stats, numbers: str, timeout: float, waited: float, cause: BaseException | None
+    ) -> PoolTimeout:
+        now = time.monotonic()
+        lent = self._lent()
+        oldest = self._record(lent[0], now) if lent else None
+        if oldest is not None:
+            numbers += f"; oldest loan {oldest}"
+        opening = [now - e.since for e in list(self._core.entries) if e.state is State.OPENING]
+        outage = self._core.outage
+        if outage is not None and outage.refused:
+            why, hint = "the server refuses the pool", "check user, password and database"
+        elif outage is not None:
+            why, hint = "the server cannot be reached", f"see why {self._inspector.target} is down"
+        elif stats.paused:
+            why, hint = "it is paused", "call resume()"
+        elif stats.lent >= stats.max_size:
+            why = "all connections are on loan"
+            hint = "raise max_size, or find the slow borrower with pool.leases()"
+        elif opening:
+            why = f"connections take too long to open: the oldest attempt has lasted {max(opening):.1f} s"
+            hint = f"see why {self._inspector.target} is slow; keep connections ready with min_size, or raise timeout"
+        elif timeout <= 0:
+            why, hint = "none was idle", "give it a timeout above 0 to let it open one"
+        else:
+            why, hint = "others were served first", "raise timeout or max_size"
+        error = self._error(
+            PoolTimeout, f"lent no connection within {timeout:.1f} s: {why}", hint, numbers=numbers, cause=cause
+        )
+        error.waited = waited
+        error.oldest = oldest
+        return error
+
+    def _cold(self, timeout: float) -> PoolTimeout:
+        stats = self._step(self._core.stats)
+        ready = stats.size - stats.opening - stats.closing
+        outage = self._core.outage
+        error = self._error(
+            PoolTimeout,
+            f"has {ready} of min_size={stats.min_size} connections open after {timeout:.1f} s",
+            f"it goes on opening them; see whether {self._inspector.target} is slow, or wait longer",
+            numbers=f"{stats.opening} opening",
+            cause=None if outage is None else _bare(outage.cause),
+        )
+        error.stats = stats
+        return error
+
+    def _tell_unreturned(self) -> None:
+        for record in self._records():
+            log.warning("pool %r was closed while a connection is still on loan: %s", self._settings.name, record)
+
+    def _resized(self, min_size: int | None, max_size: int | None) -> Settings:
+        """Return the settings with other sizes, or raise `ValueError`."""
+        now = self._settings
+        return replace(
+            now,
+            min_size=now.min_size if min_size is None else min_size,
+            max_size=now.max_size if max_size is None else max_size,
+        )
+
+
+E = TypeVar("E", bound=PoolError)
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
+
+
+def _brief(error: BaseException | None) -> str:
+    """Put an error on one line."""
+    if error is None:
+        return "unknown"
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
+
+
+def _bare(error: BaseException | None) -> BaseException | None:
+    """Take the traceback off a kept error: its frames hold the driver's variables, passwords among them."""
+    seen = error
+    while seen is not None and seen.__traceback__ is not None:
+        seen.__traceback__ = None
+        seen = seen.__cause__ or seen.__context__
+    return error
+
+
+def _suspended_for() -> float:
+    """Return the seconds that the machine has been suspended since it started, where the system tells."""
+    boot = getattr(time, "CLOCK_BOOTTIME", None)
+    return 0.0 if boot is None else time.clock_gettime(boot) - time.monotonic()

@@ -1,0 +1,147 @@
+"""Knowing at once when a peer hangs up, without a system call on any borrow's path.
+
+One thread for the process waits on an epoll in which every open connection is registered once, edge-triggered and for
+hang-up only. Ordinary data wakes nobody. When a server closes or resets a connection, its pool is told, lent or idle.
+What goes silently (a firewall's forgotten entry, a dead host) raises no event; that is left to checks.
+
+It works where the system has epoll. It does not work in a gevent-patched program, whose patched `select` has no epoll
+and whose threads share one real thread; nor on systems without epoll. There `check_after` and `keepalive` find what
+the watcher would have, a little later.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+import weakref
+from contextlib import suppress
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
+
+__all__ = ["Descriptor", "Watched", "forget", "identify", "unavailable", "watch"]
+
+
+class Descriptor(NamedTuple):
+    """A file descriptor that can be told from a later one with the same number."""
+
+    number: int
+    inode: int
+
+    def current(self) -> bool:
+        """Whether the number still means the same file."""
+        try:
+            return os.fstat(self.number).st_ino == self.inode
+        except OSError:
+            return False
+
+
+E = TypeVar("E")
+E_contra = TypeVar("E_contra", contravariant=True)
+
+
+class Watched(Protocol[E_contra]):
+    """Who is told, in the watcher's thread."""
+
+    def _hung_up(self, entry: E_contra) -> None: ...
+
+
+class _Watcher:
+    """The epoll, and whose connection each of its descriptors is."""
+
+    def __init__(self) -> None:
+        self.epoll = select.epoll()
+        self.watched: dict[int, tuple[Descriptor, weakref.ref[Watched[Any]], object]] = {}
+        threading.Thread(target=self._run, name="millpond-watcher", daemon=True).start()
+
+    def _run(self) -> None:
+        while True:
+            for number, _ in self.epoll.poll():
+                found = self.watched.get(number)
+                # An event can be of a file that has gone since, while another process keeps it open, and the number
+                # may mean another file by now; so the kernel is asked again.
+                # (test: a_reused_descriptor_is_not_mistaken_for_the_one_that_died)
+                if found is None:
+                    continue
+                descriptor, ref, entry = found
+                if not descriptor.current() or not hung_up(number):
+                    continue
+                pool = ref()
+                if pool is not None:
+                    pool._hung_up(entry)
+                # Neither is to be kept alive while this thread waits for the next event.
+                del pool, found, ref, entry
+
+
+_watcher: _Watcher | None = None
+_starting: Final = threading.Lock()
+HANG_UP: Final = getattr(select, "EPOLLRDHUP", 0x2000)
+
+
+def hung_up(number: int) -> bool:
+    """Whether the peer of a socket has hung up, from what has arrived already."""
+    poll = select.poll()
+    poll.register(number, HANG_UP)
+    return bool(poll.poll(0))
+
+
+def unavailable() -> str | None:
+    """Return why there is no watcher here, or None if there is one."""
+    if not hasattr(select, "epoll"):
+        return "the select module has no epoll: this is not Linux, or gevent has patched it"
+    return None
+
+
+def identify(number: int | None) -> Descriptor | None:
+    """Return a descriptor by its number, if it is one."""
+    if number is None:
+        return None
+    try:
+        return Descriptor(number, os.fstat(number).st_ino)
+    except OSError:
+        return None
+
+
+def watch(descriptor: Descriptor, pool: Watched[E], entry: E) -> None:
+    """Tell `pool` when the peer of `descriptor` hangs up, also if it already has."""
+    global _watcher
+    if unavailable():
+        return
+    watcher = _watcher
+    if watcher is None:
+        with _starting:
+            watcher = _watcher = _watcher or _Watcher()
+    watcher.watched[descriptor.number] = (descriptor, weakref.ref(pool), entry)
+    events = HANG_UP | select.EPOLLET
+    try:
+        watcher.epoll.register(descriptor.number, events)
+    except FileExistsError:
+        # A former file of this number, closed here without our knowledge, is kept open by a forked child.
+        with suppress(OSError):
+            watcher.epoll.unregister(descriptor.number)
+            watcher.epoll.register(descriptor.number, events)
+    except OSError:
+        # A regular file cannot hang up; a closed one has.
+        watcher.watched.pop(descriptor.number, None)
+
+
+def forget(descriptor: Descriptor) -> None:
+    """Stop watching. It comes before a descriptor is closed: a forked child may hold the same file, and epoll goes by
+    files, not by descriptors."""
+    watcher = _watcher
+    if watcher is None:
+        return
+    found = watcher.watched.get(descriptor.number)
+    if found is None or found[0] != descriptor:
+        return
+    del watcher.watched[descriptor.number]
+    if descriptor.current():
+        with suppress(OSError):
+            watcher.epoll.unregister(descriptor.number)
+
+
+def forsake() -> None:
+    """In a forked child: begin anew. The inherited epoll is the parent's; nothing is unregistered through it."""
+    global _watcher
+    watcher, _watcher = _watcher, None
+    if watcher is not None:
+        watcher.epoll.close()

@@ -1,0 +1,67 @@
+"""Finding out who a borrower is and where it is, for errors and `leases()`; nothing of this is on a borrow's path."""
+
+from __future__ import annotations
+
+import os
+import sys
+import sysconfig
+import threading
+from collections.abc import Iterator
+from types import CodeType, FrameType
+from typing import Final
+
+__all__ = ["call_site", "line_of", "thread_name", "thread_position", "users_line"]
+
+OURS: Final = os.path.dirname(__file__) + os.sep
+LIBRARIES: Final = tuple(
+    {path + os.sep for path in (sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")) if path}
+)
+
+
+def call_site(frame: FrameType | None) -> tuple[CodeType, int] | None:
+    """Return where millpond was called from: two values that keep no frame, and so no caller's variables, alive."""
+    while frame is not None:
+        if not frame.f_code.co_filename.startswith(OURS):
+            return frame.f_code, frame.f_lasti
+        frame = frame.f_back
+    return None
+
+
+def line_of(code: CodeType, instruction: int) -> str:
+    """Return `file:line` of an instruction."""
+    line = code.co_firstlineno
+    for start, end, number in code.co_lines():
+        if start <= instruction < end and number is not None:
+            line = number
+            break
+    return f"{os.path.basename(code.co_filename)}:{line}"
+
+
+def users_line(frames: Iterator[FrameType]) -> str | None:
+    """Return `file:line` of the first frame that is no library's, innermost first; of the innermost, if all are."""
+    innermost: FrameType | None = None
+    for frame in frames:
+        innermost = innermost or frame
+        name = frame.f_code.co_filename
+        if not (name.startswith((OURS, "<", *LIBRARIES)) or f"{os.sep}site-packages{os.sep}" in name):
+            return line_of(frame.f_code, frame.f_lasti)
+    return None if innermost is None else line_of(innermost.f_code, innermost.f_lasti)
+
+
+def thread_name(ident: int) -> str:
+    """Name a thread for people."""
+    for thread in threading.enumerate():
+        if thread.ident == ident:
+            return f"thread {thread.name!r}"
+    return "a thread that has ended"
+
+
+def thread_position(ident: int) -> str | None:
+    """Return where a thread is now, if it runs."""
+    return users_line(_outwards(sys._current_frames().get(ident)))
+
+
+def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
+    while frame is not None:
+        yield frame
+        frame = frame.f_back

@@ -1,0 +1,228 @@
+"""Connections made by any callable, for threads (`Factory`) and for tasks (`AsyncFactory`)."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import os
+import select
+import socket
+import stat
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Generic, TypeVar, cast
+
+from millpond.connector import Condition
+
+__all__ = ["AsyncFactory", "Factory"]
+
+C = TypeVar("C")
+
+
+class _Inspection(Generic[C]):
+    def __init__(
+        self,
+        connect: Callable[[], object],
+        close: Callable[[C], object] | None,
+        ping: Callable[[C], object] | None,
+        reset: Callable[[C], object] | None,
+        inspect: Callable[[C, BaseException | None], Condition] | None,
+        abandon: Callable[[C], object] | None,
+        refused: Callable[[BaseException], bool] | None,
+    ) -> None:
+        self._connect = connect
+        self._close = _close if close is None else close
+        self._ping = ping
+        self._reset = reset
+        self._inspect = inspect
+        self._abandon = abandon
+        self._refused = refused
+        self._washed: set[int] = set()  # by id: not every object can be hashed or weakly referenced
+        self.target = _name(connect)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.target}>"
+
+    @property
+    def provable(self) -> bool:
+        """True if a proof (`inspect`) or a cure (`reset`) was given; else a loan without an error counts as clean."""
+        return self._inspect is not None or self._reset is not None
+
+    def inspect(self, conn: C, error: BaseException | None) -> Condition:
+        """Ask the given `inspect`; without one, an error has broken the connection, and `reset` follows every loan."""
+        if self._inspect is not None:
+            return self._inspect(conn, error)
+        if error is not None:
+            return Condition.BROKEN
+        if self._reset is None or id(conn) in self._washed:
+            self._washed.discard(id(conn))
+            return Condition.CLEAN
+        return Condition.DIRTY
+
+    def alive(self, conn: C) -> bool:
+        """Tell whether the socket shows no hang-up and nothing unread; True if there is no socket."""
+        descriptor = self.descriptor(conn)
+        if descriptor is None:
+            return True
+        look = select.poll()
+        look.register(descriptor, select.POLLIN)
+        return not look.poll(0)
+
+    def descriptor(self, conn: C) -> int | None:
+        """Return `conn.fileno()` if there is one, it works, and it is a socket's; else None."""
+        fileno = getattr(conn, "fileno", None)
+        try:
+            descriptor = fileno() if callable(fileno) else None
+            # A plain file is always readable, and nothing can be watched or parked about it.
+            if isinstance(descriptor, int) and stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+                return descriptor
+        except (OSError, ValueError):
+            pass
+        return None
+
+    def abandon(self, conn: C) -> None:
+        """Cut the socket, if there is one, so that the close that follows has nobody to wait for.
+
+        Give `abandon` if `close` waits for something else.
+        """
+        self._washed.discard(id(conn))
+        if self._abandon is not None:
+            self._abandon(conn)
+            return
+        descriptor = self.descriptor(conn)
+        if descriptor is not None:
+            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as twin:
+                twin.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(Exception):
+            closing = self._close(conn)
+            if inspect.iscoroutine(closing):
+                _start(closing)
+
+    def refused(self, error: BaseException) -> bool:
+        """Ask the given `refused`; without one, every failure is worth another try."""
+        return self._refused is not None and self._refused(error)
+
+
+class Factory(_Inspection[C]):
+    """Connections that `connect()` makes, for a `Pool`: any object at all.
+
+    Each argument but `connect` may be left out. `close` is by default the object's own `close()`, if it has one. `ping`
+    raises if the connection does not work; without it the socket is looked at. `inspect` proves a connection clean
+    (see `Connector.inspect`); without it, nothing is asked and a loan that ended without an error counts as clean.
+    `reset`, given without `inspect`, runs after every loan. `abandon` frees a broken connection without waiting.
+    `refused` tells the failures of `connect` that another try would not mend.
+
+    The callables keep time themselves: nothing in Python can stop a blocking call.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], C],
+        *,
+        close: Callable[[C], object] | None = None,
+        ping: Callable[[C], object] | None = None,
+        reset: Callable[[C], object] | None = None,
+        inspect: Callable[[C, BaseException | None], Condition] | None = None,
+        abandon: Callable[[C], object] | None = None,
+        refused: Callable[[BaseException], bool] | None = None,
+    ) -> None:
+        super().__init__(connect, close, ping, reset, inspect, abandon, refused)
+
+    def open(self, timeout: float) -> C:
+        """Call `connect`; raises what it raises. `timeout` is not enforced."""
+        return cast("C", self._connect())
+
+    def ping(self, conn: C, timeout: float) -> None:
+        """Call `ping`, or look at the socket and raise ConnectionError if it shows a sign of death."""
+        if self._ping is not None:
+            self._ping(conn)
+        elif not self.alive(conn):
+            raise ConnectionError(f"{self.target}: the peer has hung up, or sent something that nobody asked for")
+
+    def reset(self, conn: C, timeout: float) -> None:
+        """Call `reset`, if there is one."""
+        if self._reset is not None:
+            self._reset(conn)
+            self._washed.add(id(conn))
+
+    def close(self, conn: C) -> None:
+        """Call `close`; raises what it raises."""
+        self._washed.discard(id(conn))
+        self._close(conn)
+
+
+class AsyncFactory(_Inspection[C]):
+    """Connections that `connect()` makes, for an `AsyncPool`: any object at all, on asyncio or trio.
+
+    As `Factory`; each callable may be async or not, but for `inspect`, `abandon` and `refused`, which never wait. What
+    waits is cancelled after its timeout, with a TimeoutError. Without an `abandon`, an async `close` of a broken
+    connection is run up to the first point where it would wait.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], C | Awaitable[C]],
+        *,
+        close: Callable[[C], object] | None = None,
+        ping: Callable[[C], object] | None = None,
+        reset: Callable[[C], object] | None = None,
+        inspect: Callable[[C, BaseException | None], Condition] | None = None,
+        abandon: Callable[[C], object] | None = None,
+        refused: Callable[[BaseException], bool] | None = None,
+    ) -> None:
+        super().__init__(connect, close, ping, reset, inspect, abandon, refused)
+
+    async def open(self, timeout: float) -> C:
+        """Call `connect` and wait for it at most `timeout` seconds; raises TimeoutError, or what it raises."""
+        from anyio import fail_after
+
+        with fail_after(timeout):
+            return cast("C", await _done(self._connect()))
+
+    async def ping(self, conn: C, timeout: float) -> None:
+        """Call `ping`, or look at the socket and raise ConnectionError if it shows a sign of death."""
+        if self._ping is not None:
+            from anyio import fail_after
+
+            with fail_after(timeout):
+                await _done(self._ping(conn))
+        elif not self.alive(conn):
+            raise ConnectionError(f"{self.target}: the peer has hung up, or sent something that nobody asked for")
+
+    async def reset(self, conn: C, timeout: float) -> None:
+        """Call `reset`, if there is one, and wait for it at most `timeout` seconds."""
+        if self._reset is not None:
+            from anyio import fail_after
+
+            with fail_after(timeout):
+                await _done(self._reset(conn))
+            self._washed.add(id(conn))
+
+    async def close(self, conn: C) -> None:
+        """Call `close` and wait for it; raises what it raises."""
+        self._washed.discard(id(conn))
+        await _done(self._close(conn))
+
+
+def _close(conn: object) -> object:
+    close = getattr(conn, "close", None)
+    return close() if callable(close) else None
+
+
+async def _done(result: object) -> object:
+    return await result if inspect.isawaitable(result) else result
+
+
+def _start(closing: Coroutine[Any, Any, object]) -> None:
+    # What frees a transport comes before the wait for it to be gone; nobody is there to wait.
+    try:
+        closing.send(None)
+    finally:
+        closing.close()
+
+
+def _name(connect: Callable[[], object]) -> str:
+    while isinstance(connect, functools.partial):
+        connect = connect.func  # its arguments may be secrets
+    named = connect if hasattr(connect, "__qualname__") else type(connect)
+    return f"{named.__module__}.{named.__qualname__}"

@@ -1,0 +1,456 @@
+"""Connections of psycopg 3 to PostgreSQL, for threads (`Psycopg`) and for asyncio (`AsyncPsycopg`).
+
+What makes a connection provably clean without a round trip: libpq reports a transaction status other than ACTIVE
+only when the server's ReadyForQuery has been read for everything that was sent, so a status of IDLE says at once that
+no request is in flight, that no reply is unread and that no transaction is open. What can still be in the socket then
+is unasked-for only (a notification, a notice); `alive` looks for that.
+
+An exception in mid-query needs no case of its own, and could not have one (`asyncio.timeout` turns a cancellation
+into a `TimeoutError`, and a borrower may swallow both). psycopg 3.3 answers KeyboardInterrupt, SystemExit and
+CancelledError in mid-query with a cancel request: it waits until the server has delivered it, then reads the
+connection up to ReadyForQuery; if that fails, or is interrupted in its turn (anyio's cancellation always is), it
+closes the connection. Any other exception from a signal handler or `PyThreadState_SetAsyncExc` leaves it ACTIVE. The
+status tells these apart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import select
+import weakref
+from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping, Sequence
+from operator import attrgetter
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast, overload
+
+from millpond.connector import Condition
+from millpond.connectors.urls import place
+
+try:
+    import psycopg
+    from psycopg import pq, waiting
+    from psycopg.adapt import AdaptersMap
+    from psycopg.conninfo import (
+        conninfo_attempts,
+        conninfo_attempts_async,
+        conninfo_to_dict,
+        make_conninfo,
+        timeout_from_conninfo,
+    )
+except ImportError as exc:
+    raise ImportError('psycopg is not installed: pip install "millpond[psycopg]"') from exc
+
+if TYPE_CHECKING:
+    from psycopg.abc import AdaptContext, ConnDict, ConnParam, PQGen, PQGenConn
+    from psycopg.rows import AsyncRowFactory, RowFactory, TupleRow
+
+__all__ = ["AsyncPsycopg", "Psycopg"]
+
+C = TypeVar("C", bound="psycopg.Connection[Any] | psycopg.AsyncConnection[Any]")
+R = TypeVar("R")
+S = TypeVar("S")
+T = TypeVar("T")
+
+# This is the hot path: an IntEnum takes three times as long to compare, and a member of an Enum 50 ns to look up.
+CLEAN, DIRTY, BROKEN = Condition
+_IDLE = int(pq.TransactionStatus.IDLE)
+_OPEN = (int(pq.TransactionStatus.INTRANS), int(pq.TransactionStatus.INERROR))
+
+# What a borrower may change on the client's side, and the next one would inherit.
+_SETTINGS = (
+    "_autocommit",
+    "_isolation_level",
+    "_read_only",
+    "_deferrable",
+    "row_factory",
+    "cursor_factory",
+    "server_cursor_factory",
+    "prepare_threshold",
+)
+_settings = attrgetter(*_SETTINGS)
+
+# psycopg's waits look up from the socket this often, and so does the deadline; seconds.
+_TICK = 0.05
+
+# The server's words for a refusal. libpq keeps no SQLSTATE of a failed connection attempt, so its text is all there is.
+_REFUSALS = (
+    "authentication failed for user",  # 28P01, 28000: password, peer, ident, LDAP, PAM, RADIUS, certificate, ...
+    "no pg_hba.conf entry for",  # 28000
+    "pg_hba.conf rejects connection for",  # 28000
+    "is not permitted to log in",  # 28000
+    "permission denied for database",  # 42501
+    "is not currently accepting connections",  # 55000
+)
+
+
+def _until(deadline: float, steps: Generator[S, Any, T]) -> Generator[S, Any, T]:
+    """Run psycopg's generator under a deadline; psycopg before 3.3.9 has no limit for its waits."""
+    try:
+        step = next(steps)
+        while True:
+            ready = yield step
+            if monotonic() >= deadline:
+                raise psycopg.errors.ConnectionTimeout("the server did not answer in time")
+            step = steps.send(ready)
+    except StopIteration as done:
+        result: T = done.value
+        return result
+    finally:
+        steps.close()  # frees the half-open connection now, not when the traceback goes
+
+
+def _parsed(conninfo: str) -> ConnDict:
+    try:
+        return conninfo_to_dict(conninfo)
+    except psycopg.ProgrammingError:
+        # libpq quotes what it could not read: that may be the password.
+        raise ValueError("conninfo is neither a PostgreSQL URL nor key=value pairs that libpq can read") from None
+
+
+class _Inspection(Generic[C]):
+    """What needs no waiting, and psycopg's generators, which are the same for threads and tasks."""
+
+    provable = True
+
+    def __init__(
+        self,
+        connection_class: type[C],
+        conninfo: str | Callable[[], object],
+        reset: Literal["transaction", "session"],
+        settings: Mapping[str, object],
+        factories: Mapping[str, object],
+        context: AdaptContext | None,
+        kwargs: Mapping[str, object],
+    ) -> None:
+        if reset not in ("transaction", "session"):
+            raise ValueError(f'reset must be "transaction" or "session", not {reset!r}')
+        self._class = connection_class
+        self._conninfo = conninfo
+        self._kwargs = kwargs
+        # A factory that was not given stays what the connection class says.
+        self._given = {**settings, **{name: factory for name, factory in factories.items() if factory is not None}}
+        self._context = context
+        self._session = reset == "session"
+        self._washed: weakref.WeakSet[C] = weakref.WeakSet()
+        # How a connection is just after it was opened: set by the first open, the same for all.
+        self._opened: tuple[object, ...] = ()
+        self._handlers = (0, 0)
+        known = {**({} if callable(conninfo) else _parsed(conninfo)), **kwargs}
+        known = {name: value for name, value in known.items() if not callable(value)}
+        user, host, port, database = (known.get(name) for name in ("user", "host", "port", "dbname"))
+        self.target = place("postgresql", user=user, host=host or known.get("hostaddr"), port=port, path=database)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.target}>"
+
+    def inspect(self, conn: C, error: BaseException | None) -> Condition:
+        """Tell by libpq's own protocol state what the connection is fit for; see the module for why that is proof."""
+        pgconn = conn.pgconn
+        status = pgconn.transaction_status
+        if (
+            conn.lock.locked()  # a task, a thread, or a half-read notifies() or stream() still holds it
+            # When it is collected, a transaction() that was never left rolls back whatever is open by then.
+            or conn._num_transactions
+            or conn._tpc is not None
+            or conn._pipeline is not None
+            or pgconn.pipeline_status
+        ):
+            return BROKEN
+        if status != _IDLE:
+            return DIRTY if status in _OPEN else BROKEN
+        autocommit, isolation, read_only, deferrable, rows, cursors, server_cursors, threshold = self._opened
+        if (
+            conn._notifies_backlog  # the session listens
+            or conn._autocommit is not autocommit
+            or conn._isolation_level is not isolation
+            or conn._read_only is not read_only
+            or conn._deferrable is not deferrable
+            or conn.row_factory is not rows
+            or conn.cursor_factory is not cursors
+            or conn.server_cursor_factory is not server_cursors
+            or conn._prepared.prepare_threshold != threshold
+            or (conn._notice_handlers and len(conn._notice_handlers) != self._handlers[0])
+            or (conn._notify_handlers and len(conn._notify_handlers) != self._handlers[1])
+        ):
+            return DIRTY
+        if self._session:
+            # Nobody can tell what a session was told, so only the look just after a reset finds it clean.
+            if conn not in self._washed:
+                return DIRTY
+            self._washed.remove(conn)
+        return CLEAN
+
+    def alive(self, conn: C) -> bool:
+        """Tell whether the connection is idle and nothing, not even a hang-up, waits to be read."""
+        pgconn = conn.pgconn
+        if pgconn.transaction_status != _IDLE:
+            return False
+        # Only the socket can hold something: libpq drains the TLS layer whenever it reads, and has read up to
+        # ReadyForQuery. What it may have parsed beyond that is a notification.
+        look = select.poll()
+        look.register(pgconn.socket, select.POLLIN)
+        return not look.poll(0) and pgconn.notifies() is None
+
+    def descriptor(self, conn: C) -> int | None:
+        """Return libpq's socket, or None once the connection is closed."""
+        pgconn = conn.pgconn
+        return pgconn.socket if pgconn.status == pq.ConnStatus.OK else None
+
+    def abandon(self, conn: C) -> None:
+        """Close the socket at once; libpq's goodbye is sent only if the socket takes it without waiting."""
+        conn.pgconn.finish()
+
+    def refused(self, error: BaseException) -> bool:
+        """Tell whether the server, or libpq before it asked the server, said no for good.
+
+        By SQLSTATE where there is one; libpq keeps none for a failed attempt, so then by what it knows of the attempt
+        (no password was given, but one was wanted) and by the server's words. A server that speaks another language
+        than English is understood only in the first two cases: its other refusals are tried again.
+        """
+        if isinstance(error, (ValueError, psycopg.ProgrammingError)):
+            return True  # a connection string that cannot be parsed
+        if not isinstance(error, psycopg.OperationalError):
+            return False
+        if error.sqlstate is not None:
+            return error.sqlstate.startswith("28") or error.sqlstate in ("3D000", "42501")
+        if error.pgconn is not None and error.pgconn.needs_password:
+            return True
+        text = str(error)
+        return any(words in text for words in _REFUSALS) or any(
+            f'FATAL:  {kind} "' in text and '" does not exist' in text for kind in ("database", "role")
+        )
+
+    def _values(self) -> Iterator[tuple[str, Any]]:
+        """Yield the connection string and the parameters by name; what is callable is called anew for every open."""
+        yield "", self._conninfo() if callable(self._conninfo) else self._conninfo
+        for name, value in self._kwargs.items():
+            yield name, value() if callable(value) else value
+
+    def _attempts(self, attempts: Sequence[ConnDict], deadline: float) -> Iterator[PQGenConn[C]]:
+        """Start one attempt after the other; each gets an equal share of the time that is left."""
+        for left, attempt in zip(range(len(attempts), 0, -1), attempts, strict=True):
+            now = monotonic()
+            share = min((deadline - now) / left, timeout_from_conninfo(attempt))
+            steps = cast("PQGenConn[C]", self._class._connect_gen(make_conninfo("", **attempt)))
+            yield _until(now + share, steps)
+
+    def _adopt(self, conn: C) -> C:
+        for name, value in self._given.items():
+            setattr(conn, name, value)
+        self._adapt(conn)
+        self._handlers = len(conn._notice_handlers), len(conn._notify_handlers)
+        self._opened = _settings(conn)
+        return conn
+
+    def _adapt(self, conn: C) -> None:
+        conn._adapters = None if self._context is None else AdaptersMap(self._context.adapters)
+
+    def _ping(self, conn: C) -> PQGen[None]:
+        # Not through a cursor: that would begin a transaction.
+        yield from conn._exec_command(b"SELECT 1")
+
+    def _reset(self, conn: C) -> PQGen[None]:
+        yield from conn._rollback_gen()
+        if self._session:
+            # DISCARD ALL takes the prepared statements with it. psycopg must forget them, or it would name them again.
+            threshold, most = conn._prepared.prepare_threshold, conn._prepared.prepared_max
+            yield from conn._exec_command(b"DISCARD ALL")
+            conn._prepared = type(conn._prepared)()
+            conn._prepared.prepare_threshold, conn._prepared.prepared_max = threshold, most
+            self._adapt(conn)
+            self._washed.add(conn)
+        elif conn._notifies_backlog:
+            yield from conn._exec_command(b"UNLISTEN *")
+        while conn.pgconn.notifies():
+            pass
+        if conn._notifies_backlog:
+            conn._notifies_backlog.clear()
+        for name, value in zip(_SETTINGS, self._opened, strict=True):
+            setattr(conn, name, value)
+        conn._begin_statement = b""
+        notice_handlers, notify_handlers = self._handlers
+        del conn._notice_handlers[notice_handlers:]
+        del conn._notify_handlers[notify_handlers:]
+
+
+class Psycopg(_Inspection["psycopg.Connection[R]"], Generic[R]):
+    """Connections of psycopg to PostgreSQL, for a `Pool`.
+
+    `conninfo` and the keyword arguments are those of `psycopg.connect`; each may also be a callable without
+    arguments, which is called anew for every open (a rotated password, an IAM token). `autocommit`,
+    `prepare_threshold`, `row_factory`, `cursor_factory` and `context` are psycopg's own; `connection_class` is what
+    `connect` is called on.
+
+    `reset="transaction"`, the default, rolls back what is open, and also undoes what the borrower changed on the
+    client's side: `autocommit`, `isolation_level`, `read_only`, `deferrable`, `prepare_threshold`, the row and cursor
+    factories, added notice and notify handlers; a session that has been notified is told to UNLISTEN. There is no
+    round trip if no transaction is open. `reset="session"` sends DISCARD ALL (and restores `adapters`) after every
+    loan, so that settings, advisory locks, temporary tables, held cursors, prepared statements and LISTEN are gone too.
+
+    The limits are kept to within 0.05 s, over all hosts of the connection string together; only looking up a host's
+    name cannot be cut short. Raises psycopg's own exceptions, or ValueError for a connection string that is none.
+    """
+
+    @overload
+    def __init__(
+        self: Psycopg[TupleRow],
+        conninfo: str | Callable[[], str] = "",
+        *,
+        reset: Literal["transaction", "session"] = "transaction",
+        autocommit: bool = False,
+        prepare_threshold: int | None = 5,
+        row_factory: None = None,
+        cursor_factory: type[psycopg.Cursor[Any]] | None = None,
+        connection_class: type[psycopg.Connection[Any]] = psycopg.Connection,
+        context: AdaptContext | None = None,
+        **kwargs: ConnParam | Callable[[], ConnParam],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        conninfo: str | Callable[[], str] = "",
+        *,
+        reset: Literal["transaction", "session"] = "transaction",
+        autocommit: bool = False,
+        prepare_threshold: int | None = 5,
+        row_factory: RowFactory[R],
+        cursor_factory: type[psycopg.Cursor[Any]] | None = None,
+        connection_class: type[psycopg.Connection[Any]] = psycopg.Connection,
+        context: AdaptContext | None = None,
+        **kwargs: ConnParam | Callable[[], ConnParam],
+    ) -> None: ...
+    def __init__(
+        self,
+        conninfo: str | Callable[[], str] = "",
+        *,
+        reset: Literal["transaction", "session"] = "transaction",
+        autocommit: bool = False,
+        prepare_threshold: int | None = 5,
+        row_factory: RowFactory[R] | None = None,
+        cursor_factory: type[psycopg.Cursor[Any]] | None = None,
+        connection_class: type[psycopg.Connection[Any]] = psycopg.Connection,
+        context: AdaptContext | None = None,
+        **kwargs: ConnParam | Callable[[], ConnParam],
+    ) -> None:
+        factories = {"row_factory": row_factory, "cursor_factory": cursor_factory}
+        settings = {"_autocommit": autocommit, "prepare_threshold": prepare_threshold}
+        super().__init__(connection_class, conninfo, reset, settings, factories, context, kwargs)
+
+    def open(self, timeout: float) -> psycopg.Connection[R]:
+        """Connect and authenticate within `timeout` seconds; raise the last host's `psycopg.Error` if not."""
+        deadline = monotonic() + timeout
+        values = dict(self._values())
+        params = self._class._get_connection_params("", **{**_parsed(values.pop("")), **values})
+        failure: psycopg.Error | None = None
+        for attempt in self._attempts(conninfo_attempts(params), deadline):
+            try:
+                return self._adopt(waiting.wait_conn(attempt, _TICK))
+            except psycopg.Error as exc:
+                failure = exc.with_traceback(None)
+        assert failure is not None
+        raise failure
+
+    def ping(self, conn: psycopg.Connection[R], timeout: float) -> None:
+        """Do one round trip within `timeout` seconds, outside any transaction; raise `psycopg.Error` if not."""
+        self._wait(conn, self._ping(conn), timeout)
+
+    def reset(self, conn: psycopg.Connection[R], timeout: float) -> None:
+        """Clean as far as `reset` says within `timeout` seconds: one round trip for each statement that is needed."""
+        self._wait(conn, self._reset(conn), timeout)
+
+    def close(self, conn: psycopg.Connection[R]) -> None:
+        """Say goodbye and close; it does not wait for the server."""
+        conn.close()
+
+    def _wait(self, conn: psycopg.Connection[R], steps: PQGen[None], timeout: float) -> None:
+        # Not conn.wait: if interrupted it would spend up to 10 s on a cancel request, for a connection to be abandoned.
+        waiting.wait(_until(monotonic() + timeout, steps), conn.pgconn.socket, _TICK)
+
+
+class AsyncPsycopg(_Inspection["psycopg.AsyncConnection[R]"], Generic[R]):
+    """Connections of psycopg to PostgreSQL, for an `AsyncPool` on asyncio; trio is not supported by psycopg.
+
+    As `Psycopg`, and the callables may also be async. A cancellation in mid-query leaves the connection broken, or
+    drained by psycopg; one during `open`, `ping` or `reset` is passed on at once and leaves it broken.
+    """
+
+    @overload
+    def __init__(
+        self: AsyncPsycopg[TupleRow],
+        conninfo: str | Callable[[], str | Awaitable[str]] = "",
+        *,
+        reset: Literal["transaction", "session"] = "transaction",
+        autocommit: bool = False,
+        prepare_threshold: int | None = 5,
+        row_factory: None = None,
+        cursor_factory: type[psycopg.AsyncCursor[Any]] | None = None,
+        connection_class: type[psycopg.AsyncConnection[Any]] = psycopg.AsyncConnection,
+        context: AdaptContext | None = None,
+        **kwargs: ConnParam | Callable[[], ConnParam | Awaitable[ConnParam]],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        conninfo: str | Callable[[], str | Awaitable[str]] = "",
+        *,
+        reset: Literal["transaction", "session"] = "transaction",
+        autocommit: bool = False,
+        prepare_threshold: int | None = 5,
+        row_factory: AsyncRowFactory[R],
+        cursor_factory: type[psycopg.AsyncCursor[Any]] | None = None,
+        connection_class: type[psycopg.AsyncConnection[Any]] = psycopg.AsyncConnection,
+        context: AdaptContext | None = None,
+        **kwargs: ConnParam | Callable[[], ConnParam | Awaitable[ConnParam]],
+    ) -> None: ...
+    def __init__(
+        self,
+        conninfo: str | Callable[[], str | Awaitable[str]] = "",
+        *,
+        reset: Literal["transaction", "session"] = "transaction",
+        autocommit: bool = False,
+        prepare_threshold: int | None = 5,
+        row_factory: AsyncRowFactory[R] | None = None,
+        cursor_factory: type[psycopg.AsyncCursor[Any]] | None = None,
+        connection_class: type[psycopg.AsyncConnection[Any]] = psycopg.AsyncConnection,
+        context: AdaptContext | None = None,
+        **kwargs: ConnParam | Callable[[], ConnParam | Awaitable[ConnParam]],
+    ) -> None:
+        factories = {"row_factory": row_factory, "cursor_factory": cursor_factory}
+        settings = {"_autocommit": autocommit, "prepare_threshold": prepare_threshold}
+        super().__init__(connection_class, conninfo, reset, settings, factories, context, kwargs)
+
+    async def open(self, timeout: float) -> psycopg.AsyncConnection[R]:
+        """Connect and authenticate within `timeout` seconds; raise the last host's `psycopg.Error` if not.
+
+        A `TimeoutError` means that a callable, or looking up the host, took all the time.
+        """
+        deadline = monotonic() + timeout
+        async with asyncio.timeout(timeout):
+            values = {name: await v if inspect.isawaitable(v) else v for name, v in self._values()}
+            params = await self._class._get_connection_params("", **{**_parsed(values.pop("")), **values})
+            attempts = await conninfo_attempts_async(params)
+        failure: psycopg.Error | None = None
+        for attempt in self._attempts(attempts, deadline):
+            try:
+                return self._adopt(await waiting.wait_conn_async(attempt, _TICK))
+            except psycopg.Error as exc:
+                failure = exc.with_traceback(None)
+        assert failure is not None
+        raise failure
+
+    async def ping(self, conn: psycopg.AsyncConnection[R], timeout: float) -> None:
+        """Do one round trip within `timeout` seconds, outside any transaction; raise `psycopg.Error` if not."""
+        await self._wait(conn, self._ping(conn), timeout)
+
+    async def reset(self, conn: psycopg.AsyncConnection[R], timeout: float) -> None:
+        """Clean as far as `reset` says within `timeout` seconds: one round trip for each statement that is needed."""
+        await self._wait(conn, self._reset(conn), timeout)
+
+    async def close(self, conn: psycopg.AsyncConnection[R]) -> None:
+        """Say goodbye and close; it does not wait for the server."""
+        await conn.close()
+
+    async def _wait(self, conn: psycopg.AsyncConnection[R], steps: PQGen[None], timeout: float) -> None:
+        # Not conn.wait: if cancelled it would spend up to 10 s on a cancel request, for a connection to be abandoned.
+        await waiting.wait_async(_until(monotonic() + timeout, steps), conn.pgconn.socket, _TICK)

@@ -1,0 +1,519 @@
+"""The pool for threads."""
+
+from __future__ import annotations
+
+import math
+import queue
+import sys
+import threading
+import warnings
+import weakref
+from collections.abc import Callable
+from contextlib import suppress
+from random import random
+from threading import get_ident
+from time import monotonic
+from types import CodeType
+from typing import TYPE_CHECKING, Final, Self, TypeVar, Unpack
+
+from millpond._core.core import Job, Task
+from millpond._core.entry import Claim
+from millpond._core.lease import Lease
+from millpond._core.line import Waiter
+from millpond._core.settings import Options, Settings
+from millpond._core.stats import Stats
+from millpond._shell import Shell, log
+from millpond._whereabouts import call_site, thread_name, thread_position
+from millpond.connector import Connector
+from millpond.records import LeaseRecord
+
+__all__ = ["Pool", "ThreadLease"]
+
+C = TypeVar("C")
+
+LINGER: Final = 5.0
+"""Seconds that a worker without work stays."""
+TENDERS: Final = 4
+"""How many threads of a pool may check, reset and close at once."""
+
+
+class ThreadLease(Lease[C]):
+    """The lease of a thread: `with pool.connection() as conn`."""
+
+    __slots__ = ()
+
+    _pool: Pool[C]  # type: ignore[assignment]
+
+    if TYPE_CHECKING:
+
+        def __enter__(self) -> C: ...
+    else:
+        # The very same functions, since a call between them would cost a tenth of a borrow.
+        __enter__ = Lease.enter
+    __exit__ = Lease.leave
+
+    def _wait(self) -> C:
+        claim = self._claim = self._pool._wait(self._timeout)
+        return claim.entry.conn
+
+
+class _TracedLease(ThreadLease[C]):
+    """A lease that notes where it was borrowed, for pools that look for leaks."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> C:
+        conn = super().__enter__()
+        claim = self._claim
+        site = call_site(sys._getframe(1))
+        if claim is not None and site is not None:
+            claim.entry.site = (claim.entry.uses, *site)
+        return conn
+
+
+class _ThreadWaiter(Waiter[C]):
+    """A caller who sleeps on a raw lock."""
+
+    __slots__ = ("_signal",)
+
+    def __init__(self, owner: int, since: float, deadline: float, site: tuple[CodeType, int] | None) -> None:
+        super().__init__(owner, since, deadline, site)
+        self._signal = threading.Lock()
+        self._signal.acquire()
+
+    def wake(self) -> None:
+        with suppress(RuntimeError):
+            self._signal.release()
+
+    def sleep(self) -> None:
+        """Wait until woken or until the deadline."""
+        left = self.deadline - monotonic()
+        self._signal.acquire(timeout=-1 if left > threading.TIMEOUT_MAX else max(0.0, left))
+
+
+class _ThreadBell:
+    """Wakes the keeper's thread, through the one queue that the standard library makes safe for finalisers."""
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._rung = False
+
+    def ring(self) -> None:
+        if not self._rung:
+            self._rung = True
+            self._queue.put(None)
+
+    def wait(self, seconds: float) -> None:
+        with suppress(queue.Empty):
+            self._queue.get(timeout=seconds)
+        # Whoever rings from here on finds False or is heard anyway, since the keeper now looks at everything.
+        self._rung = False
+
+
+class _Crew:
+    """A few threads that come when there is work and go when there has been none for a while."""
+
+    def __init__(self, pool: Pool[C], title: str, work: Callable[[Pool[C]], bool], size: int) -> None:
+        self._pool = weakref.ref(pool)
+        self._name = f"millpond-{pool.name}-{title}"
+        self._work = work
+        self._size = size
+        self._calls: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._present = 0
+        self._resting = 0
+        self._threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+
+    def call(self) -> bool:
+        """Call one who rests; False if nobody does."""
+        if self._resting <= 0:
+            return False
+        self._calls.put(None)
+        return True
+
+    def muster(self, count: int) -> None:
+        """See to it that `count` pieces of work find somebody, within the size of the crew."""
+        with self._lock:
+            resting = min(count, self._resting)
+            hired = min(count - resting, self._size - self._present)
+            self._present += hired
+        for _ in range(resting):
+            self._calls.put(None)
+        for _ in range(hired):
+            thread = threading.Thread(target=self._serve, name=self._name, daemon=True)
+            self._threads.add(thread)
+            thread.start()
+
+    def dismiss(self) -> None:
+        """Send everybody home; the pool is closed."""
+        self._size = 0
+        for _ in range(self._present):
+            self._calls.put(None)
+
+    def join(self, deadline: float) -> None:
+        """Wait until they have gone."""
+        for thread in list(self._threads):
+            if thread is not threading.current_thread():
+                thread.join(max(0.0, deadline - monotonic()))
+
+    def _serve(self) -> None:
+        while True:
+            pool = self._pool()
+            if pool is None or self._size == 0:
+                break
+            while self._work(pool):
+                pass
+            # A resting worker must not keep alive a pool that everybody else has dropped.
+            del pool
+            with self._lock:
+                self._resting += 1
+            try:
+                self._calls.get(timeout=LINGER)
+            except queue.Empty:
+                break
+            finally:
+                with self._lock:
+                    self._resting -= 1
+        with self._lock:
+            self._present -= 1
+        # Work that came between the last look and the farewell is the keeper's to give out anew.
+        pool = self._pool()
+        if pool is not None:
+            pool._bell.ring()
+
+
+def _keep(ref: weakref.ref[Pool[C]], bell: _ThreadBell) -> None:
+    """Be the keeper of a pool: the thread that does what time brings and calls the crews."""
+    pool = ref()
+    if pool is None or not pool._employ_keeper(bell):
+        return
+    while pool is not None:
+        pause = pool._manage()
+        del pool
+        if pause is None:
+            return
+        bell.wait(pause)
+        pool = ref()
+
+
+class Pool(Shell[C]):
+    """A pool of connections for threads.
+
+    `source` says how connections are made: a connector of `millpond.connectors`, one of your own, or any callable that
+    returns a new connection. For a callable, `close`, `ping` and `reset` tell how a connection is closed (its own
+    `close` method if not said), asked whether it lives, and cleaned after a loan. The settings are those of `Settings`.
+    Connections are opened by the pool's own threads, from now on up to `min_size`, and then when callers need more.
+
+    Raises `ValueError` or `TypeError` for settings that cannot work. Nothing is awaited here.
+    """
+
+    _bell: _ThreadBell
+
+    def __init__(
+        self,
+        source: Connector[C] | Callable[[], C],
+        *,
+        close: Callable[[C], object] | None = None,
+        ping: Callable[[C], object] | None = None,
+        reset: Callable[[C], object] | None = None,
+        **settings: Unpack[Options],
+    ) -> None:
+        self._made = False
+        self._whoami = get_ident
+        checked = Settings(**settings)
+        if callable(source):
+            from millpond.connectors.factory import Factory
+
+            connector: Connector[C] = Factory(source, close=close, ping=ping, reset=reset)
+        elif close or ping or reset:
+            raise TypeError("close, ping and reset go with a callable; a connector has its own")
+        else:
+            connector = source
+        self._connector = connector
+        self._lease: type[ThreadLease[C]] = ThreadLease if checked.leak_after == math.inf else _TracedLease
+        super().__init__(connector, checked)
+        self._made = True
+        if checked.min_size:
+            self._kick()
+
+    @classmethod
+    def from_url(cls, url: str, **options: object) -> Self:
+        """Make a pool of connections to a URL.
+
+        Known are `postgresql://` (psycopg), `sqlite:///`, `tcp://`, `tls://`, and what installed packages add by the
+        entry point group `millpond.connectors`. Options that are not settings of the pool go to the connector.
+        `Pool[psycopg.Connection].from_url(...)` tells a type checker what is lent.
+
+        Raises `ValueError` for a URL that cannot work, `ImportError` for a driver that is not installed.
+        """
+        from millpond.connectors.urls import connector_for
+
+        settings = {name: options.pop(name) for name in list(options) if name in Options.__annotations__}
+        return cls(connector_for(url, **options), **settings)  # type: ignore[arg-type]
+
+    # Borrowing and returning.
+
+    def connection(self, timeout: float | None = None) -> ThreadLease[C]:
+        """Lend a connection to a `with` block: `with pool.connection() as conn`.
+
+        Entering waits up to `timeout` seconds (the pool's own by default, 0 for not at all) and raises `PoolTimeout`,
+        `ConnectFailed`, `PoolFull` or `PoolClosed`. Leaving returns the connection, or closes it if it cannot be proved
+        clean; it never waits for a network that is down. An exception at any point gives the place back.
+        """
+        lease = self._lease()
+        lease._pool = self
+        lease._timeout = timeout
+        lease._claim = None
+        return lease
+
+    def acquire(self, timeout: float | None = None) -> C:
+        """Lend a connection until `release` or `discard`; `connection` is safer wherever a `with` block fits.
+
+        It waits and raises as entering `connection` does.
+        """
+        lease = self.connection(timeout)
+        conn = lease.__enter__()
+        self._held[id(conn)] = lease
+        return conn
+
+    def release(self, conn: C) -> None:
+        """Return a connection that `acquire` lent.
+
+        Raises `Misuse`, and loses nothing, if it is not on loan or not of this pool.
+        """
+        lease = self._lease_of(conn, "release")
+        if lease is not None:
+            lease.leave(None, None, None)
+
+    def discard(self, conn: C) -> None:
+        """Have a connection that is on loan closed instead of lent again; inside a `with` block, when it is left.
+
+        Raises `Misuse`, and loses nothing, if it is not on loan or not of this pool.
+        """
+        self._discard(conn)
+
+    # The whole pool.
+
+    def warm(self, timeout: float | None = None) -> None:
+        """Wait until `min_size` connections are open, up to `timeout` seconds (the pool's own by default).
+
+        Raises `PoolTimeout`, `ConnectFailed` or `PoolClosed`; the pool goes on opening all the same.
+        """
+        limit = self._settings.timeout if timeout is None else timeout
+        waiter: _ThreadWaiter[C] = self._waiter(limit)
+        self._await_all(self._core.warm, waiter)
+        if not waiter.done:
+            raise self._cold(limit)
+        if waiter.refusal is not None:
+            raise self._refused(waiter.refusal, limit, monotonic() - waiter.since)
+
+    def resize(self, *, min_size: int | None = None, max_size: int | None = None) -> None:
+        """Change the size. What is too many is closed: the idle now, the lent when they come back.
+
+        Raises `ValueError` for sizes that cannot work; the pool then stays as it was.
+        """
+        self._settings = self._resized(min_size, max_size)
+        self._step(self._core.resize, self._settings)
+
+    def refresh(self) -> None:
+        """Replace every connection: the idle now, the lent when they come back. For a moved server or a new password."""
+        self._step(self._core.refresh)
+
+    def pause(self) -> None:
+        """Lend nothing until `resume`; callers wait in line, and loans go on."""
+        self._step(self._core.pause)
+
+    def resume(self) -> None:
+        """Lend again, to those in line first."""
+        self._step(self._core.resume)
+
+    def close(self, timeout: float = 5.0) -> None:
+        """Close the pool: callers in line get `PoolClosed` at once, idle connections are closed, loans may end.
+
+        Waits up to `timeout` seconds for the loans. Connections still on loan then are named in a warning to the log and
+        closed when they come back. Closing twice is closing once.
+        """
+        self._step(self._core.close)
+        deadline = monotonic() + timeout
+        waiter: _ThreadWaiter[C] = self._waiter(timeout)
+        self._await_all(self._core.drain, waiter)
+        if waiter.done:
+            self._openers.join(deadline)
+            self._tenders.join(deadline)
+        else:
+            self._tell_unreturned()
+
+    # Looking.
+
+    def stats(self) -> Stats:
+        """Look at the pool: what it has, and what it has counted since it was made."""
+        return self._step(self._core.stats)
+
+    def leases(self) -> tuple[LeaseRecord, ...]:
+        """Tell who has which connection on loan, longest first."""
+        return self._records()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # Waiting.
+
+    def _waiter(self, timeout: float | None) -> _ThreadWaiter[C]:
+        now = monotonic()
+        limit = self._settings.timeout if timeout is None else timeout
+        return _ThreadWaiter(get_ident(), now, now + limit, call_site(sys._getframe(2)))
+
+    def _wait(self, timeout: float | None) -> Claim[C]:
+        """Borrow by way of the line."""
+        waiter = self._waiter(timeout)
+        try:
+            self._step(self._core.enrol, waiter)
+            while not waiter.done:
+                waiter.sleep()
+                if not waiter.done and monotonic() >= waiter.deadline:
+                    self._step(self._core.expire, waiter)
+            if waiter.claim is not None:
+                return waiter.claim
+        except BaseException:
+            self._step(self._core.cancel, waiter)
+            raise
+        assert waiter.refusal is not None
+        raise self._refused(waiter.refusal, waiter.deadline - waiter.since, monotonic() - waiter.since)
+
+    def _await_all(self, enrol: Callable[[Waiter[C], float], None], waiter: _ThreadWaiter[C]) -> None:
+        """Wait for a state of the whole pool, until the waiter's deadline."""
+        try:
+            self._step(enrol, waiter)
+            while not waiter.done and monotonic() < waiter.deadline:
+                waiter.sleep()
+        finally:
+            self._step(self._core.desist, waiter)
+
+    def _return(self, claim: Claim[C], error: BaseException | None) -> None:
+        job = self._give_back(claim, error)
+        if job is None:
+            return
+        if self._core.gate and error is None:
+            # Somebody waits for it: nobody could reset it sooner than this thread.
+            self._tend(job)
+        else:
+            self._step(self._core.post, job)
+
+    # Working.
+
+    def _begin(self) -> None:
+        self._kept = False
+        super()._begin()
+        self._openers = _Crew(self, "opener", Pool._open_one, self._settings.max_opening)
+        self._tenders = _Crew(self, "tender", Pool._tend_one, TENDERS)
+
+    def _hang_bell(self) -> _ThreadBell:
+        return _ThreadBell()
+
+    def _kick(self) -> None:
+        core = self._core
+        if not self._kept:
+            threading.Thread(
+                target=_keep, args=(weakref.ref(self), self._bell), name=f"millpond-{self.name}-keeper", daemon=True
+            ).start()
+        unheard = core.chores > 0 and not self._tenders.call()
+        if core.opens_wanted(monotonic()) and not self._openers.call():
+            unheard = True
+        if unheard:
+            self._bell.ring()
+
+    def _employ_keeper(self, bell: _ThreadBell) -> bool:
+        """Let one keeper have the post: callers who need one at the same time bring one each."""
+        with self._lock:
+            if self._kept or bell is not self._bell:
+                return False
+            self._kept = True
+            return True
+
+    def _manage(self) -> float | None:
+        """Do what is due and call the crews; return the seconds until something will be, or None when all is over."""
+        try:
+            pause = self._attend()
+        except Exception:
+            log.exception("pool %r: its keeper stumbled and goes on", self.name)
+            pause = 0.5
+        core = self._core
+        self._openers.muster(core.opens_wanted(monotonic()))
+        self._tenders.muster(core.chores)
+        if core.closing and not core.entries:
+            self._openers.dismiss()
+            self._tenders.dismiss()
+            self._kept = False
+            return None
+        return pause
+
+    def _open_one(self) -> bool:
+        """Open a connection, if one is wanted; tell whether it was."""
+        core = self._core
+        entry = self._step(core.next_open)
+        if entry is None:
+            return False
+        try:
+            conn = self._connector.open(self._settings.connect_timeout)
+            self._accept(conn)
+        except BaseException as error:
+            self._step(core.open_failed, entry, error, self._is_refusal(error), random())
+            self._bell.ring()
+            return True
+        self._install(entry, conn)
+        return True
+
+    def _tend_one(self) -> bool:
+        """Do one check, reset or close, if there is one to do; tell whether there was."""
+        job = self._step(self._core.next_chore)
+        if job is None:
+            return False
+        if job.claim is None:
+            self._end(job)
+        else:
+            self._tend(job)
+        return True
+
+    def _tend(self, job: Job[C]) -> None:
+        connector, conn, limit = self._connector, job.entry.conn, self._settings.connect_timeout
+        try:
+            if job.task is Task.CHECK:
+                connector.ping(conn, limit)
+            else:
+                connector.reset(conn, limit)
+            sound = True
+        except Exception as error:
+            log.debug("pool %r: %s failed: %r", self.name, job.task.value, error)
+            sound = False
+        self._step(self._core.tended, job, sound)
+
+    def _end(self, job: Job[C]) -> None:
+        entry = job.entry
+        self._unwatch(entry)
+        try:
+            if job.task is Task.CLOSE:
+                self._connector.close(entry.conn)
+            else:
+                self._connector.abandon(entry.conn)
+        except Exception as error:
+            log.debug("pool %r: %s failed: %r", self.name, job.task.value, error)
+        self._step(self._core.closed, entry)
+        if self._core.closing:
+            self._bell.ring()
+
+    def _name_owner(self, owner: int) -> str:
+        return thread_name(owner)
+
+    def _find_owner(self, owner: int) -> str | None:
+        return thread_position(owner)
+
+    def __del__(self) -> None:
+        if not getattr(self, "_made", False) or self._core.closing:
+            return
+        warnings.warn(
+            f"pool {self.name!r}, made at {self._made_at}, was never closed", ResourceWarning, source=self, stacklevel=1
+        )
+        self._scuttle()
