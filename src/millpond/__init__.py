@@ -7,6 +7,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from millpond._core.settings import Settings
 from millpond._core.stats import Stats
 from millpond.connector import AsyncConnector, Condition, Connector
@@ -14,10 +16,14 @@ from millpond.errors import ConnectFailed, Misuse, PoolClosed, PoolError, PoolFu
 from millpond.pool import Pool, ThreadLease
 from millpond.records import LeaseRecord
 
+if TYPE_CHECKING:
+    from millpond.aio import AsyncPool, TaskLease
+
 __version__ = "0.1.0"
 
 __all__ = [
     "AsyncConnector",
+    "AsyncPool",
     "Condition",
     "ConnectFailed",
     "Connector",
@@ -30,5 +36,19 @@ __all__ = [
     "PoolTimeout",
     "Settings",
     "Stats",
+    "TaskLease",
     "ThreadLease",
 ]
+
+
+def __getattr__(name: str) -> object:
+    # The async shell needs anyio, and is imported when it is first asked for: threads need nothing but Python.
+    if name in ("AsyncPool", "TaskLease"):
+        try:
+            from millpond import aio
+        except ImportError as error:
+            raise ImportError(
+                f'millpond.{name} needs anyio, which is not installed: pip install "millpond[async]"', name=error.name
+            ) from error
+        return getattr(aio, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

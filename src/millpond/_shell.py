@@ -189,16 +189,16 @@ class Shell(Generic[C]):
         if id(conn) in self._core.by_conn:
             raise self._misused("was given a connection that it already has", "open a new connection with each call")
 
-    def _install(self, entry: Entry[C], conn: C) -> None:
+    def _install(self, claim: Claim[C], conn: C) -> None:
         """Take in a new connection and have it watched."""
         try:
             descriptor = _watcher.identify(self._inspector.descriptor(conn))
         except Exception:
             descriptor = None
-        self._step(self._core.opened, entry, conn, descriptor, random())
+        self._step(self._core.opened, claim, conn, descriptor, random())
         if descriptor is not None:
             # Afterwards, since a hang-up can be told of an open entry only; one that came before is told at once.
-            _watcher.watch(descriptor, self, entry)
+            _watcher.watch(descriptor, self, claim.entry)
 
     def _is_refusal(self, error: BaseException) -> bool:
         try:
@@ -366,7 +366,7 @@ class Shell(Generic[C]):
                 ConnectFailed,
                 f"cannot connect to {self._inspector.target}",
                 "the pool goes on trying; set ride_out=True to have callers wait for the server up to their timeout",
-                numbers=f"{_times(attempts)} tried in {since:.1f} s",
+                numbers=f"{_times(attempts)} tried in {_seconds(since)}",
                 cause=cause,
             )
         else:
@@ -394,14 +394,14 @@ class Shell(Generic[C]):
             why = "all connections are on loan"
             hint = "raise max_size, or find the slow borrower with pool.leases()"
         elif opening:
-            why = f"connections take too long to open: the oldest attempt has lasted {max(opening):.1f} s"
+            why = f"connections take too long to open: the oldest attempt has lasted {_seconds(max(opening))}"
             hint = f"see why {self._inspector.target} is slow; keep connections ready with min_size, or raise timeout"
         elif timeout <= 0:
             why, hint = "none was idle", "give it a timeout above 0 to let it open one"
         else:
             why, hint = "others were served first", "raise timeout or max_size"
         error = self._error(
-            PoolTimeout, f"lent no connection within {timeout:.1f} s: {why}", hint, numbers=numbers, cause=cause
+            PoolTimeout, f"lent no connection within {_seconds(timeout)}: {why}", hint, numbers=numbers, cause=cause
         )
         error.waited = waited
         error.oldest = oldest
@@ -413,7 +413,7 @@ class Shell(Generic[C]):
         outage = self._core.outage
         error = self._error(
             PoolTimeout,
-            f"has {ready} of min_size={stats.min_size} connections open after {timeout:.1f} s",
+            f"has {ready} of min_size={stats.min_size} connections open after {_seconds(timeout)}",
             f"it goes on opening them; see whether {self._inspector.target} is slow, or wait longer",
             numbers=f"{stats.opening} opening",
             cause=None if outage is None else _bare(outage.cause),
@@ -436,6 +436,10 @@ class Shell(Generic[C]):
 
 
 E = TypeVar("E", bound=PoolError)
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds:.2g} s"
 
 
 def _times(count: int) -> str:

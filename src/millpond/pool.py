@@ -453,17 +453,17 @@ class Pool(Shell[C]):
     def _open_one(self) -> bool:
         """Open a connection, if one is wanted; tell whether it was."""
         core = self._core
-        entry = self._step(core.next_open)
-        if entry is None:
+        claim = self._step(core.next_open)
+        if claim is None:
             return False
         try:
             conn = self._connector.open(self._settings.connect_timeout)
             self._accept(conn)
         except BaseException as error:
-            self._step(core.open_failed, entry, error, self._is_refusal(error), random())
+            self._step(core.open_failed, claim, error, self._is_refusal(error), random())
             self._bell.ring()
             return True
-        self._install(entry, conn)
+        self._install(claim, conn)
         return True
 
     def _tend_one(self) -> bool:

@@ -320,6 +320,7 @@ def test_close_ends_every_connection_and_frees_the_port() -> None:
         free.bind(("127.0.0.1", port))
 
 
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_forked_child_does_not_hold_open_what_the_proxy_closes(wire: Wire) -> None:
     client, server = wire.pair()
     gate, let_go = os.pipe()

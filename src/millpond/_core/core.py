@@ -252,7 +252,7 @@ class Core(Generic[C]):
                 return claim
             if entry.doom is not None or now >= entry.expires:
                 self._close(claim, entry.doom or Reason.MAX_LIFETIME)
-            elif entry.suspect or now - max(entry.idle_since, entry.asked) >= self.settings.check_after:
+            elif entry.suspect or now - max(entry.idle_since, entry.asked) > self.settings.check_after:
                 if self._n_tending - self._n_stalled > len(self.line):
                     # Enough are being checked for those who wait; the others need not be troubled.
                     self.idle.append(claim)
@@ -374,8 +374,12 @@ class Core(Generic[C]):
 
     def lost(self, entry: Entry[C], now: float) -> None:
         """Close a connection whose claim has died: whoever owned it is gone."""
-        if entry in self.entries and entry.state in OPEN:
+        if entry.state is State.OPENING:
+            self._forgo(entry)
+            self._greet_drained()
+        elif entry in self.entries and entry.state in OPEN:
             self._end(entry, entry.doom or Reason.LOST, abandon=True)
+        self._set_gate()
 
     # What is done beside the line.
 
@@ -400,21 +404,23 @@ class Core(Generic[C]):
             return 0
         return 1
 
-    def next_open(self, now: float) -> Entry[C] | None:
-        """Begin an open, if one is wanted. It ends with `opened` or `open_failed`."""
+    def next_open(self, now: float) -> Claim[C] | None:
+        """Begin an open, if one is wanted. It ends with `opened` or `open_failed`, or when its claim dies."""
         if self.opens_wanted(now) <= 0:
             return None
         self._serial += 1
-        entry: Entry[C] = Entry(self._serial, self.generation, now)
-        self.entries.add(entry)
+        claim: Claim[C] = Claim(Entry(self._serial, self.generation, now), self._lost)
         self._n_opening += 1
-        return entry
+        self.entries.add(claim.entry)
+        return claim
 
-    def opened(self, entry: Entry[C], conn: C, descriptor: Hashable | None, jitter: float, now: float) -> None:
+    def opened(self, claim: Claim[C], conn: C, descriptor: Hashable | None, jitter: float, now: float) -> None:
         """Take in a connection that has been opened. `jitter` is random, from 0 up to 1."""
+        entry = claim.entry
+        if entry not in self.entries:
+            return
         entry.conn = conn
         entry.descriptor = descriptor
-        claim = Claim(entry, self._lost)
         self.by_conn[id(conn)] = entry
         self.opens += 1
         self.open_seconds += now - entry.since
@@ -424,10 +430,10 @@ class Core(Generic[C]):
         self._shelve(claim, now)
         self._greet_warm()
 
-    def open_failed(self, entry: Entry[C], error: BaseException, refused: bool, jitter: float, now: float) -> None:
+    def open_failed(self, claim: Claim[C], error: BaseException, refused: bool, jitter: float, now: float) -> None:
         """Note that an open has failed, and tell those who wait for nothing else. `jitter` is random, from 0 up to 1."""
-        self._move(entry, State.CLOSED)
-        self.entries.discard(entry)
+        self._forgo(claim.entry)
+        claim.lost = None
         self.open_failures += 1
         if self.outage is None:
             self.outages += 1
@@ -441,6 +447,12 @@ class Core(Generic[C]):
         self._set_gate()
         self._greet_drained()
 
+    def _forgo(self, entry: Entry[C]) -> None:
+        """Strike off an entry that will never have a connection."""
+        if entry in self.entries:
+            self._move(entry, State.CLOSED)
+            self.entries.discard(entry)
+
     def next_chore(self, now: float) -> Job[C] | None:
         """Give out the next check, reset or close. It ends with `tended` or `closed`."""
         try:
@@ -449,6 +461,11 @@ class Core(Generic[C]):
             return None
         job.entry.queued = True
         return job
+
+    @property
+    def opening(self) -> int:
+        """How many opens are under way."""
+        return self._n_opening
 
     @property
     def chores(self) -> int:

@@ -63,6 +63,8 @@ class Lease(Generic[C]):
         claim: Claim[C] | None
         try:
             if not core.gate:
+                whoami = pool._whoami
+                owner = whoami()
                 try:
                     claim = self._claim = core.idle.pop()
                 except IndexError:
@@ -70,9 +72,8 @@ class Lease(Generic[C]):
                 else:
                     entry = claim.entry
                     if entry.fresh:
-                        whoami = pool._whoami
                         entry.state = LENT
-                        entry.owner = whoami()
+                        entry.owner = owner
                         entry.uses += 1
                         return entry.conn
                     # The slow way begins by settling what this puts back.

@@ -1,7 +1,7 @@
 """Connections of aiosqlite to SQLite, for asyncio.
 
-aiosqlite runs each connection in a thread of its own. A cancelled call goes on in that thread, unseen; so the calls that
-have begun and ended are counted, and a connection whose thread is at work is interrupted and waited for by `reset`.
+aiosqlite runs each connection in a thread of its own. A cancelled call goes on in that thread, unseen; so the calls
+that have begun and ended are counted, and `reset` interrupts a connection whose thread is at work and waits for it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ import asyncio
 import contextlib
 import os
 import sqlite3
+import threading
 from collections.abc import Callable
+from queue import SimpleQueue
 from typing import Any
 
 from millpond.connector import Condition
@@ -18,7 +20,7 @@ from millpond.connectors.sqlite import IsolationLevel, Sqlite
 
 try:
     import aiosqlite
-    from aiosqlite.core import _STOP_RUNNING_SENTINEL
+    from aiosqlite.core import _STOP_RUNNING_SENTINEL, set_exception, set_result
 except ImportError as exc:
     raise ImportError('aiosqlite 0.22 is not installed: pip install "millpond[aiosqlite]"') from exc
 
@@ -30,8 +32,9 @@ class _Connection(aiosqlite.Connection):
 
     def __init__(self, connect: Callable[[], sqlite3.Connection], close: Callable[[sqlite3.Connection], None]) -> None:
         super().__init__(self._open, iter_chunk_size=64)
-        # A pool that nobody closed must not keep the interpreter from ending.
-        self._thread.daemon = True
+        # Not aiosqlite's: that one dies of a traceback, its connection open, if the loop of a cancelled call has been
+        # closed when the call ends. And a pool that nobody closed must not keep the interpreter from ending.
+        self._thread = threading.Thread(target=_work, args=(self._tx,), name="aiosqlite", daemon=True)
         self._connect_raw = connect
         self._close_raw = close
         self._raw: sqlite3.Connection | None = None
@@ -57,11 +60,7 @@ class _Connection(aiosqlite.Connection):
         return await super()._execute(call)  # type: ignore[no-untyped-call]
 
     def stop(self) -> None:
-        """Have the thread close the connection and end, once it has done what is in its queue.
-
-        aiosqlite's own makes a future of whichever loop runs, and its thread dies of a traceback if that loop has been
-        closed by then.
-        """
+        """Have the thread close the connection and end, once it has done what is in its queue; needs no loop."""
         self._running = False
         self._connection = None
 
@@ -74,11 +73,34 @@ class _Connection(aiosqlite.Connection):
         self._tx.put_nowait((None, close_and_stop))
 
 
+def _work(calls: SimpleQueue[tuple[asyncio.Future[object] | None, Callable[[], object]]]) -> None:
+    while True:
+        future, call = calls.get()
+        result: object = None
+        try:
+            result = call()
+        except BaseException as exc:
+            _answer(future, set_exception, exc)
+        else:
+            _answer(future, set_result, result)
+        if result is _STOP_RUNNING_SENTINEL:
+            return
+        del future, call, result  # a cursor among them would stay open until the next call
+
+
+def _answer(future: asyncio.Future[object] | None, answer: Callable[..., None], value: object) -> None:
+    if future is not None:
+        try:
+            future.get_loop().call_soon_threadsafe(answer, future, value)
+        except RuntimeError:
+            pass  # the loop is closed, and with it the call was given up
+
+
 class Aiosqlite:
     """Connections of aiosqlite to one SQLite database, for an `AsyncPool` on asyncio; trio is not supported by it.
 
-    Arguments and what is cleaned between loans are those of `millpond.connectors.sqlite.Sqlite`. A connection lent while
-    its thread still works for a cancelled call is interrupted and waited for before it is lent again.
+    Arguments and what is cleaned between loans are those of `millpond.connectors.sqlite.Sqlite`. If a connection comes
+    back while its thread still works for a cancelled call, that is interrupted and waited for before the next loan.
     """
 
     provable = True
@@ -137,19 +159,23 @@ class Aiosqlite:
             await conn._execute(self._sqlite.ping, conn._conn, timeout)  # type: ignore[no-untyped-call]
 
     async def reset(self, conn: aiosqlite.Connection, timeout: float) -> None:
-        """Interrupt what the thread is still at, wait for it, roll back; raises TimeoutError after `timeout` seconds."""
+        """Interrupt what the thread is still at and roll back; raises TimeoutError after `timeout` seconds."""
         async with asyncio.timeout(timeout):
             if isinstance(conn, _Connection) and conn.busy:
                 conn._conn.interrupt()
             await conn._execute(self._sqlite.reset, conn._conn, timeout)  # type: ignore[no-untyped-call]
 
     async def close(self, conn: aiosqlite.Connection) -> None:
-        """Have the thread end after what is in its queue, and close the connection; it does not wait for that."""
-        conn.stop()
+        """Wait until the thread has done what is in its queue and closed the connection."""
+        try:
+            await conn._execute(self._sqlite.close, conn._conn)  # type: ignore[no-untyped-call]
+        finally:
+            conn.stop()
 
     def abandon(self, conn: aiosqlite.Connection) -> None:
         """Interrupt what the thread is at, and have it close the connection and end; works without a loop, too."""
-        if conn._connection is not None:
+        # Only then: an interrupt that nothing receives would keep the close from writing the log back.
+        if isinstance(conn, _Connection) and conn.busy and conn._connection is not None:
             with contextlib.suppress(sqlite3.Error):
                 conn._connection.interrupt()
         conn.stop()

@@ -12,13 +12,16 @@ from __future__ import annotations
 import asyncio
 import gc
 import inspect
+import os
 import select
+import socket
 import weakref
 from asyncio import isfuture
 from collections.abc import Awaitable, Callable
-from typing import Literal
+from typing import Any, Literal
 
 from millpond.connector import Condition
+from millpond.connectors.factory import cut
 from millpond.connectors.urls import place, without_secrets
 
 try:
@@ -73,12 +76,13 @@ class Asyncpg:
     async def open(self, timeout: float) -> asyncpg.Connection:
         """Connect and authenticate within `timeout` seconds; raise TimeoutError or the last host's exception if not."""
         async with asyncio.timeout(timeout):
-            arguments = {}
+            arguments: dict[str, Any] = {}
             for name, value in self._arguments.items():
                 if callable(value) and not isinstance(value, type):  # connection_class and record_class are types
                     value = value()
                 arguments[name] = await value if inspect.isawaitable(value) else value
-            return await asyncpg.connect(**arguments, timeout=timeout)
+            arguments["timeout"] = timeout
+            return await asyncpg.connect(**arguments)
 
     def inspect(self, conn: asyncpg.Connection, error: BaseException | None) -> Condition:
         """Tell by asyncpg's protocol state what the connection is fit for; takes about 2 µs."""
@@ -86,8 +90,8 @@ class Asyncpg:
         conn._pool_release_ctr += 1
         if conn.is_closed():
             return BROKEN
-        protocol = conn._protocol
-        if any(map(isfuture, gc.get_referents(protocol))):
+        protocol: Any = conn._protocol
+        if _awaited(protocol):
             return DIRTY if protocol._is_cancelling() else BROKEN
         if (
             protocol.is_in_transaction()
@@ -126,12 +130,15 @@ class Asyncpg:
         await conn.execute("SELECT 1", timeout=timeout)
 
     async def reset(self, conn: asyncpg.Connection, timeout: float) -> None:
-        """Clean as far as `reset` says, in at most two round trips and `timeout` seconds."""
+        """Clean as far as `reset` says, in at most one round trip and `timeout` seconds."""
         async with asyncio.timeout(timeout):
-            if conn._protocol._is_cancelling():
-                await conn.execute("SELECT 1")  # waits for the cancelled query; the status is known only then
+            protocol: Any = conn._protocol
+            if awaited := _awaited(protocol):
+                done, _ = await asyncio.wait(awaited)
+                for future in done:
+                    future.result()  # raises what became of the cancel request, if it failed
             conn._top_xact = None
-            statements = ["ROLLBACK"] if conn.is_in_transaction() else []
+            statements = ["ROLLBACK"] if protocol.is_in_transaction() else []
             if self._session:
                 # What asyncpg's reset leaves: the role (RESET ALL does not touch it), temporary tables, sequences.
                 more = ["SET SESSION AUTHORIZATION DEFAULT", "DISCARD TEMP", "DISCARD SEQUENCES"]
@@ -156,11 +163,14 @@ class Asyncpg:
 
     def abandon(self, conn: asyncpg.Connection) -> None:
         """Close the socket at once, also if the event loop is closed already."""
+        descriptor = self.descriptor(conn)
         try:
             conn.terminate()
         except RuntimeError:
-            # The loop is closed: what is left of the connection goes with its objects.
-            pass
+            # The loop is closed. The socket goes with its transport; the server need not wait for that.
+            if descriptor is not None:
+                with socket.socket(fileno=os.dup(descriptor)) as twin:
+                    cut(twin)
 
     def refused(self, error: BaseException) -> bool:
         """Tell by its SQLSTATE whether the server said no for good, or whether asyncpg cannot read the arguments."""
@@ -168,3 +178,8 @@ class Asyncpg:
         if isinstance(error, asyncpg.PostgresError) and isinstance(state, str):
             return state.startswith("28") or state in ("3D000", "42501", "55000")
         return isinstance(error, ValueError)
+
+
+def _awaited(protocol: object) -> list[asyncio.Future[object]]:
+    """Return what the protocol waits for: the end of a query, of a cancelled query, or of a cancel request."""
+    return [future for future in gc.get_referents(protocol) if isfuture(future) and not future.done()]

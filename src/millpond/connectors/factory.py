@@ -22,7 +22,7 @@ C = TypeVar("C")
 class _Inspection(Generic[C]):
     def __init__(
         self,
-        connect: Callable[[], object],
+        connect: Callable[..., Any],
         close: Callable[[C], object] | None,
         ping: Callable[[C], object] | None,
         reset: Callable[[C], object] | None,
@@ -39,14 +39,11 @@ class _Inspection(Generic[C]):
         self._refused = refused
         self._washed: set[int] = set()  # by id: not every object can be hashed or weakly referenced
         self.target = _name(connect)
+        # With neither a proof nor a cure, a loan without an error counts as clean.
+        self.provable = inspect is not None or reset is not None
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.target}>"
-
-    @property
-    def provable(self) -> bool:
-        """True if a proof (`inspect`) or a cure (`reset`) was given; else a loan without an error counts as clean."""
-        return self._inspect is not None or self._reset is not None
 
     def inspect(self, conn: C, error: BaseException | None) -> Condition:
         """Ask the given `inspect`; without one, an error has broken the connection, and `reset` follows every loan."""
@@ -68,7 +65,7 @@ class _Inspection(Generic[C]):
         look.register(descriptor, select.POLLIN)
         return not look.poll(0)
 
-    def descriptor(self, conn: C) -> int | None:
+    def descriptor(self, conn: object) -> int | None:
         """Return `conn.fileno()` if there is one, it works, and it is a socket's; else None."""
         fileno = getattr(conn, "fileno", None)
         try:
@@ -76,8 +73,8 @@ class _Inspection(Generic[C]):
             # A plain file is always readable, and nothing can be watched or parked about it.
             if isinstance(descriptor, int) and stat.S_ISSOCK(os.fstat(descriptor).st_mode):
                 return descriptor
-        except (OSError, ValueError):
-            pass
+        except Exception:
+            pass  # closed: every kind has its own word for that
         return None
 
     def abandon(self, conn: C) -> None:
@@ -92,11 +89,11 @@ class _Inspection(Generic[C]):
         descriptor = self.descriptor(conn)
         if descriptor is not None:
             with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as twin:
-                twin.shutdown(socket.SHUT_RDWR)
+                cut(twin)
         with contextlib.suppress(Exception):
             closing = self._close(conn)
             if inspect.iscoroutine(closing):
-                _start(closing)
+                begin(closing)
 
     def refused(self, error: BaseException) -> bool:
         """Ask the given `refused`; without one, every failure is worth another try."""
@@ -106,11 +103,11 @@ class _Inspection(Generic[C]):
 class Factory(_Inspection[C]):
     """Connections that `connect()` makes, for a `Pool`: any object at all.
 
-    Each argument but `connect` may be left out. `close` is by default the object's own `close()`, if it has one. `ping`
-    raises if the connection does not work; without it the socket is looked at. `inspect` proves a connection clean
-    (see `Connector.inspect`); without it, nothing is asked and a loan that ended without an error counts as clean.
-    `reset`, given without `inspect`, runs after every loan. `abandon` frees a broken connection without waiting.
-    `refused` tells the failures of `connect` that another try would not mend.
+    Each argument but `connect` may be left out. `close` is by default the object's own `aclose()` or `close()`, if it
+    has one. `ping` raises if the connection does not work; without it the socket is looked at. `inspect` proves a
+    connection clean (see `Connector.inspect`); without it nothing is asked, and a loan that ended without an error
+    counts as clean. `reset`, given without `inspect`, runs after every loan. `abandon` frees a broken connection
+    without waiting. `refused` tells the failures of `connect` that another try would not mend.
 
     The callables keep time themselves: nothing in Python can stop a blocking call.
     """
@@ -204,8 +201,14 @@ class AsyncFactory(_Inspection[C]):
         await _done(self._close(conn))
 
 
+def cut(sock: socket.socket) -> None:
+    """End a connection for whoever uses it: all that waits on the socket, in any thread, fails at once."""
+    with contextlib.suppress(OSError):  # it is cut already
+        sock.shutdown(socket.SHUT_RDWR)
+
+
 def _close(conn: object) -> object:
-    close = getattr(conn, "close", None)
+    close = getattr(conn, "aclose", None) or getattr(conn, "close", None)
     return close() if callable(close) else None
 
 
@@ -213,15 +216,15 @@ async def _done(result: object) -> object:
     return await result if inspect.isawaitable(result) else result
 
 
-def _start(closing: Coroutine[Any, Any, object]) -> None:
-    # What frees a transport comes before the wait for it to be gone; nobody is there to wait.
+def begin(closing: Coroutine[Any, Any, object]) -> None:
+    """Run an async close up to its first wait: what frees a transport comes before the wait for it to be gone."""
     try:
         closing.send(None)
     finally:
         closing.close()
 
 
-def _name(connect: Callable[[], object]) -> str:
+def _name(connect: Callable[..., object]) -> str:
     while isinstance(connect, functools.partial):
         connect = connect.func  # its arguments may be secrets
     named = connect if hasattr(connect, "__qualname__") else type(connect)

@@ -101,11 +101,15 @@ def _until(deadline: float, steps: Generator[S, Any, T]) -> Generator[S, Any, T]
 
 
 def _parsed(conninfo: str) -> ConnDict:
+    # No exception of libpq's own: it quotes what it could not read, and that may be the password.
     try:
-        return conninfo_to_dict(conninfo)
+        params = conninfo_to_dict(conninfo)
     except psycopg.ProgrammingError:
-        # libpq quotes what it could not read: that may be the password.
         raise ValueError("conninfo is neither a PostgreSQL URL nor key=value pairs that libpq can read") from None
+    if "user" not in params and "://" in conninfo and "@" in conninfo.partition("?")[0]:
+        # libpq took a part of the password for the host, the port or the database.
+        raise ValueError("conninfo is a URL with an @ but without a user: percent-encode / ? # @ in its password")
+    return params
 
 
 class _Inspection(Generic[C]):

@@ -14,6 +14,7 @@ import sqlite3
 import sys
 import weakref
 from collections.abc import Callable
+from time import monotonic, sleep
 from typing import Any, Literal, TypeAlias
 from urllib.parse import parse_qs
 
@@ -95,10 +96,11 @@ class Sqlite:
 
     def open(self, timeout: float) -> sqlite3.Connection:
         """Open the database, waiting at most `timeout` seconds for a lock; raises `sqlite3.Error`."""
+        deadline = monotonic() + timeout
         conn = self._connect(timeout)
         try:
             if self._wal:
-                conn.execute("PRAGMA journal_mode = wal").close()
+                _use_wal(conn, deadline)
             conn.execute("PRAGMA schema_version").close()  # reads the file, so what is no database fails here
             conn.execute(f"PRAGMA busy_timeout = {int(self._busy_timeout * 1000)}").close()
             self._restore(conn)
@@ -150,6 +152,8 @@ class Sqlite:
         elif conn.in_transaction:
             conn.execute("ROLLBACK").close()  # with autocommit=True sqlite3's own rollback() does nothing
         self._restore(conn)
+        if self._autocommit is False:
+            self._fresh.add(id(conn))
 
     def close(self, conn: sqlite3.Connection) -> None:
         """Close the connection; the last one to a WAL file writes its log back, which may take a while."""
@@ -184,8 +188,6 @@ class Sqlite:
         conn.isolation_level = self._isolation_level
         if sys.version_info >= (3, 12):
             conn.autocommit = sqlite3.LEGACY_TRANSACTION_CONTROL if self._autocommit is None else self._autocommit
-        if self._autocommit is False:
-            self._fresh.add(id(conn))
 
     def _inode(self) -> tuple[int, int] | None:
         if self._file is None:
@@ -195,6 +197,19 @@ class Sqlite:
         except OSError:
             return None
         return status.st_dev, status.st_ino
+
+
+def _use_wal(conn: sqlite3.Connection, deadline: float) -> None:
+    while True:
+        try:
+            conn.execute("PRAGMA journal_mode = wal").close()
+        except sqlite3.OperationalError as exc:
+            # While another connection makes the same change, SQLite does not wait as it does for other locks.
+            if exc.sqlite_errorcode != sqlite3.SQLITE_BUSY or monotonic() >= deadline:
+                raise
+            sleep(0.001)
+        else:
+            return
 
 
 def _autocommit(conn: sqlite3.Connection) -> object:

