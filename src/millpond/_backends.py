@@ -44,8 +44,11 @@ class Backend(Protocol):
         """Return the number of the running task. Raises what `stranger` makes outside of the loop."""
         ...
 
-    def spawn(self, work: Callable[..., Coroutine[Any, Any, None]], *args: object) -> None:
-        """Start a task that belongs to no caller: it outlives the one who starts it, and ends with the loop."""
+    def spawn(self, work: Callable[..., Coroutine[Any, Any, None]], *args: object, crew: set[object]) -> None:
+        """Start a task that belongs to no caller: it outlives the one who starts it, and ends with the loop.
+
+        It is in `crew` from now on until it ends, however that comes about.
+        """
         ...
 
     def call(self, function: Callable[[], object]) -> None:
@@ -79,7 +82,6 @@ class AsyncioBackend:
         self._loop: Final = loop
         self._stranger = stranger
         self._thread: Final = get_ident()
-        self._tasks: set[asyncio.Task[None]] = set()
 
     def running(self) -> bool:
         return events._get_running_loop() is self._loop
@@ -89,11 +91,12 @@ class AsyncioBackend:
             raise self._stranger()
         return id(asyncio.current_task(self._loop))
 
-    def spawn(self, work: Callable[..., Coroutine[Any, Any, None]], *args: object) -> None:
+    def spawn(self, work: Callable[..., Coroutine[Any, Any, None]], *args: object, crew: set[object]) -> None:
         # In a context of its own: what a caller has set there (a trace, a request) is not the pool's.
         task = self._loop.create_task(work(*args), context=contextvars.Context())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        crew.add(task)
+        # A task can be cancelled before it begins, by whoever cancels all tasks: nothing in it would run then.
+        task.add_done_callback(crew.discard)
 
     def call(self, function: Callable[[], object]) -> None:
         with suppress(RuntimeError):  # the loop has been closed
@@ -163,8 +166,15 @@ class TrioBackend:
             raise self._stranger()
         return id(self._trio.lowlevel.current_task())
 
-    def spawn(self, work: Callable[..., Coroutine[Any, Any, None]], *args: object) -> None:
-        self._trio.lowlevel.spawn_system_task(work, *args, context=contextvars.Context())
+    def spawn(self, work: Callable[..., Coroutine[Any, Any, None]], *args: object, crew: set[object]) -> None:
+        async def member() -> None:
+            try:
+                await work(*args)
+            finally:
+                crew.discard(task)
+
+        task = self._trio.lowlevel.spawn_system_task(member, context=contextvars.Context())
+        crew.add(task)
 
     def call(self, function: Callable[[], object]) -> None:
         with suppress(self._trio.RunFinishedError):

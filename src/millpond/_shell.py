@@ -17,7 +17,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from contextlib import suppress
 from random import random
-from threading import get_ident
 from typing import Final, Generic, Protocol, TypeVar
 
 from millpond import _fork, _watcher
@@ -67,9 +66,10 @@ class Shell(Generic[C]):
 
     def _begin(self) -> None:
         """Start with nothing open: when the pool is made, and again in a forked child."""
-        self._lock = threading.Lock()
-        self._changing = 0
-        """The thread in the middle of a change of the core; left standing if the change was cut short."""
+        # Reentrant only so that it knows its owner from the first moment on: nobody takes it twice (see `_step`).
+        self._lock = threading.RLock()
+        self._torn = False
+        """Whether a change of the core is under way; left standing if it was cut short."""
         self._bell = bell = self._hang_bell()
         self._lost = lost = deque[Entry[C]]()
 
@@ -81,15 +81,23 @@ class Shell(Generic[C]):
 
         self._held: dict[int, Lease[C]] = {}
         """The leases of connections lent by `acquire`, by the connection's identity."""
-        self._core: Core[C] = Core(self._settings, time.monotonic(), note_lost)
+        self._core: Core[C] = Core(
+            self._settings,
+            time.monotonic(),
+            lost=note_lost,
+            whoami=self._whoami,
+            clock=time.monotonic,
+            inspect=self._inspect,
+        )
         self._suspended = _suspended_for()
         self._outage_told = False
 
     def _after_fork(self) -> None:
         """Begin anew in a child: what the parent had is the parent's, and is kept from saying goodbye."""
+        self._core.gate = True  # a lease made before the fork must not be served by the parent's core
         for entry in self._core.entries:
             # A lease of the forking thread may still come back; it finds the entry doomed, and no longer on the books.
-            entry.fresh = False
+            entry.good_until = 0.0
             if entry.state in (State.OPENING, State.CLOSING, State.CLOSED):
                 continue
             self._inherited[id(entry.conn)] = entry.conn
@@ -103,9 +111,8 @@ class Shell(Generic[C]):
 
     def _step(self, change: Callable[..., T], *args: object) -> T:
         """Make one change of the core, wake-ups included; if the last one was cut short, audit first."""
-        me = get_ident()
         lock = self._lock
-        if self._changing == me and lock.locked():
+        if lock._is_owned():  # type: ignore[attr-defined]
             raise self._misused(
                 "was used by a signal handler or a finaliser that interrupted the pool itself",
                 "let the handler set a flag or an event, and use the pool outside of it",
@@ -113,10 +120,9 @@ class Shell(Generic[C]):
         with lock:
             core = self._core
             now = time.monotonic()
-            if self._changing:
-                self._changing = me
+            if self._torn:
                 core.audit(now)
-            self._changing = me
+            self._torn = True
             outcome = change(*args, now)
             wakes = core.wakes
             while wakes:
@@ -124,7 +130,7 @@ class Shell(Generic[C]):
                 wakes[-1].wake()
                 wakes.pop()
             work = core.chores or core.opens_wanted(now)
-            self._changing = 0
+            self._torn = False
         if work:
             self._kick()
         return outcome
@@ -132,6 +138,10 @@ class Shell(Generic[C]):
     @abstractmethod
     def _kick(self) -> None:
         """See to it that the core's work is done: soon, and elsewhere."""
+
+    @abstractmethod
+    def _whoami(self) -> int:
+        """Return the number of the running thread or task."""
 
     @abstractmethod
     def _hang_bell(self) -> Bell:
@@ -176,7 +186,7 @@ class Shell(Generic[C]):
     def _tell_leaks(self, now: float) -> None:
         for entry in list(self._core.entries):
             overdue = entry.state is State.LENT and now - entry.since > self._settings.leak_after
-            if overdue and entry.seen_uses == entry.uses != entry.leak_told:
+            if overdue and entry.leak_told != entry.uses:
                 entry.leak_told = entry.uses
                 log.warning("pool %r: a loan has lasted %s", self._settings.name, self._record(entry, now))
 
@@ -222,26 +232,26 @@ class Shell(Generic[C]):
 
     # Returning.
 
-    def _give_back(self, claim: Claim[C], error: BaseException | None) -> Job[C] | None:
-        """Take a connection back that is not known to be clean; return the job of resetting it, if it needs that."""
-        entry = claim.entry
-        return self._step(self._core.release, claim, self._fitness(entry, error))
+    def _return(self, claim: Claim[C], error: BaseException | None) -> None:
+        """Take back a connection that is not known to be clean.
+
+        It is reset beside the line and never here, in the caller's thread or task: there an exception of the caller's
+        own (a time limit, a cancellation) could not be told from one of the driver's.
+        """
+        job = self._step(self._core.release, claim, self._fitness(claim.entry, error))
+        if job is not None:
+            self._step(self._core.post, job)
 
     def _fitness(self, entry: Entry[C], error: BaseException | None) -> Fitness:
-        inspector = self._inspector
-        try:
-            if self._inspect is None:
-                condition = Condition.CLEAN if error is None else Condition.BROKEN
-            else:
-                condition = self._inspect(entry.conn, error)
-            if condition is Condition.CLEAN:
-                return Fitness.CLEAN
-            if condition is Condition.DIRTY:
-                return Fitness.DIRTY
-            return Fitness.CUT if inspector.alive(entry.conn) else Fitness.DEAD
-        except Exception:
-            # A connector that cannot even look has a connection that cannot be trusted.
-            return Fitness.CUT
+        if self._inspect is None:
+            condition = Condition.CLEAN if error is None else Condition.BROKEN
+        else:
+            condition = self._inspect(entry.conn, error)
+        if condition is Condition.CLEAN:
+            return Fitness.CLEAN
+        if condition is Condition.DIRTY:
+            return Fitness.DIRTY
+        return Fitness.CUT if self._inspector.alive(entry.conn) else Fitness.DEAD
 
     def _lease_of(self, conn: C, verb: str) -> Lease[C] | None:
         """Find the lease of a connection lent by `acquire`; None for one inherited from before a fork."""
@@ -304,7 +314,7 @@ class Shell(Generic[C]):
         site, uses, owner = entry.site, entry.uses, entry.owner
         return LeaseRecord(
             connection=entry.serial,
-            age=max(0.0, now - entry.since) if entry.seen_uses == uses else 0.0,
+            age=max(0.0, now - entry.since),
             uses=uses,
             owner=self._name_owner(owner),
             borrowed_at=line_of(site[1], site[2]) if site is not None and site[0] == uses else None,
@@ -314,7 +324,7 @@ class Shell(Generic[C]):
     def _lent(self) -> list[Entry[C]]:
         def lent(now: float) -> list[Entry[C]]:
             lent = [entry for entry in self._core.entries if entry.state is State.LENT]
-            return sorted(lent, key=lambda entry: entry.since if entry.seen_uses == entry.uses else now)
+            return sorted(lent, key=lambda entry: entry.since)
 
         return self._step(lent)
 

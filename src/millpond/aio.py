@@ -43,7 +43,7 @@ class TaskLease(Lease[C]):
 
     __slots__ = ()
 
-    _pool: AsyncPool[C]  # type: ignore[assignment]
+    _pool: AsyncPool[C]
 
     async def __aenter__(self) -> C:
         conn = self.enter()
@@ -190,7 +190,6 @@ class AsyncPool(Shell[C]):
         else:
             connector = source
         self._connector = connector
-        self._lease: type[TaskLease[C]] = TaskLease if checked.leak_after == math.inf else _TracedLease
         super().__init__(connector, checked)
         self._made = True
 
@@ -218,10 +217,10 @@ class AsyncPool(Shell[C]):
         `ConnectFailed`, `PoolFull` or `PoolClosed`. Leaving returns the connection, or closes it if it cannot be proved
         clean; it never waits for a network that is down. An exception at any point gives the place back.
         """
-        lease = self._lease()
+        lease: TaskLease[C] = _TracedLease() if self._traced else TaskLease()
+        lease._core = self._core
         lease._pool = self
         lease._timeout = timeout
-        lease._claim = None
         return lease
 
     async def acquire(self, timeout: float | None = None) -> C:
@@ -310,7 +309,7 @@ class AsyncPool(Shell[C]):
         return self._records()
 
     async def __aenter__(self) -> Self:
-        self._whoami()
+        self._core.whoami()
         if self._settings.min_size:
             self._kick()
         return self
@@ -323,7 +322,7 @@ class AsyncPool(Shell[C]):
     def _waiter(self, timeout: float | None) -> AsyncWaiter[C]:
         now = monotonic()
         limit = self._settings.timeout if timeout is None else timeout
-        owner = self._whoami()
+        owner = self._core.whoami()
         assert self._backend is not None
         return self._backend.waiter(owner, now, now + limit, call_site(sys._getframe(2)))
 
@@ -355,32 +354,28 @@ class AsyncPool(Shell[C]):
         finally:
             self._step(self._core.desist, waiter)
 
-    def _return(self, claim: Claim[C], error: BaseException | None) -> None:
-        job = self._give_back(claim, error)
-        if job is not None:
-            self._step(self._core.post, job)
-
     # Working.
 
     def _begin(self) -> None:
         self._kept = False
         self._backend: Backend | None = None
-        self._whoami: Callable[[], int] = self._bind
         self._deadlines = _Deadlines()
-        self._openers = self._tenders = 0
-        """Tasks that have been started and have not begun: work that is spoken for."""
+        self._keepers: set[object] = set()
+        self._openers: set[object] = set()
+        self._tenders: set[object] = set()
         self._tending = 0
+        """How many of the tenders have begun."""
         super()._begin()
 
     def _hang_bell(self) -> _AsyncBell:
         return _AsyncBell()
 
-    def _bind(self) -> int:
+    def _whoami(self) -> int:
         """Make the running loop the pool's own."""
         backend = current_backend(self._strange)
         owner = backend.whoami()
         self._backend = self._bell.backend = backend
-        self._whoami = backend.whoami
+        self._core.whoami = backend.whoami
         return owner
 
     def _strange(self) -> Exception:
@@ -400,14 +395,13 @@ class AsyncPool(Shell[C]):
             self._bell.ring()
             return
         if not self._kept:
-            backend.spawn(_keep, weakref.ref(self), self._bell)
+            backend.spawn(_keep, weakref.ref(self), self._bell, crew=self._keepers)
         core = self._core
-        for _ in range(core.opens_wanted(monotonic()) - self._openers):
-            self._openers += 1
-            backend.spawn(self._open_all)
-        for _ in range(min(core.chores, TENDERS - self._tending) - self._tenders):
-            self._tenders += 1
-            backend.spawn(self._tend_all)
+        # Those that were started and have not begun will take what there is to do.
+        for _ in range(core.opens_wanted(monotonic()) - (len(self._openers) - core.opening)):
+            backend.spawn(self._open_all, crew=self._openers)
+        for _ in range(min(core.chores - (len(self._tenders) - self._tending), TENDERS - len(self._tenders))):
+            backend.spawn(self._tend_all, crew=self._tenders)
 
     def _employ_keeper(self, bell: _AsyncBell) -> bool:
         if self._kept or bell is not self._bell:
@@ -431,7 +425,6 @@ class AsyncPool(Shell[C]):
 
     async def _open_all(self) -> None:
         """Open connections as long as they are wanted."""
-        self._openers -= 1
         core = self._core
         while (claim := self._step(core.next_open)) is not None:
             limit = self._settings.connect_timeout
@@ -448,7 +441,6 @@ class AsyncPool(Shell[C]):
 
     async def _tend_all(self) -> None:
         """Check, reset and close as long as there is something to."""
-        self._tenders -= 1
         self._tending += 1
         try:
             while (job := self._step(self._core.next_chore)) is not None:
@@ -497,7 +489,7 @@ class AsyncPool(Shell[C]):
         return self._backend.describe(owner)[1] if self._backend is not None else None
 
     def __del__(self) -> None:
-        if not getattr(self, "_made", False) or self._core.closing:
+        if not self.__dict__.get("_made") or self._core.closing:
             return
         warnings.warn(
             f"pool {self.name!r}, made at {self._made_at}, was never closed", ResourceWarning, source=self, stacklevel=1

@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from time import monotonic
-from typing import Any
+from typing import Any, Literal
 
 import anyio
 import psycopg
@@ -350,22 +350,26 @@ def test_what_the_connector_was_told_is_not_taken_for_a_change(postgres: Postgre
         assert conn.autocommit
 
 
-def test_a_connection_class_makes_the_connections(postgres: Postgres) -> None:
+@pytest.mark.parametrize("reset", ["transaction", "session"])
+def test_a_connection_class_makes_the_connections(postgres: Postgres, reset: Literal["transaction", "session"]) -> None:
     class Mine(psycopg.Connection[Any]):
         def __init__(self, pgconn: psycopg.pq.abc.PGconn) -> None:
             super().__init__(pgconn)
             self.row_factory = dict_row
             self.add_notice_handler(print)
+            self.adapters.register_loader("int4", psycopg.types.string.TextLoader)
 
-    connector = Psycopg(postgres.url, connection_class=Mine)
+    connector = Psycopg(postgres.url, connection_class=Mine, reset=reset)
     with opened(connector) as conn:
         assert isinstance(conn, Mine)
+        connector.reset(conn, 5)
         assert connector.inspect(conn, None) is CLEAN
         conn.add_notice_handler(lambda diagnostic: None)
         conn.execute("select 1")
         connector.reset(conn, 5)
         assert connector.inspect(conn, None) is CLEAN
         assert conn._notice_handlers == [print]
+        assert conn.execute("select 1 as one").fetchone() == {"one": "1"}
 
 
 def test_a_notified_session_listens_no_more(connector: Psycopg[TupleRow], conn: Conn) -> None:
@@ -778,6 +782,21 @@ def test_a_missing_driver_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.delitem(sys.modules, "millpond.connectors.psycopg")
     with pytest.raises(ImportError, match=r'pip install "millpond\[psycopg\]"'):
         importlib.import_module("millpond.connectors.psycopg")
+
+
+@pytest.mark.anyio
+async def test_a_cancelled_open_leaves_no_socket(postgres: Postgres, proxy: Wire) -> None:
+    wire = proxy(postgres.host, postgres.port)
+    wire.black_hole()
+    connector = AsyncPsycopg(wire.url_for(postgres.url))
+    opening = asyncio.create_task(connector.open(60))
+    await asyncio.to_thread(wire.wait_until_accepted, 1)
+    opening.cancel()
+    with pytest.raises(asyncio.CancelledError) as cancelled:
+        await opening
+    wire.heal()
+    await asyncio.to_thread(wire.wait_until_live, 0)
+    assert cancelled.value  # its traceback, too, keeps no socket
 
 
 def test_closing_is_quiet(connector: Psycopg[TupleRow]) -> None:

@@ -47,10 +47,14 @@ class Bench:
     def __init__(self, **options: Any) -> None:
         self.now = 1000.0
         self.lost: list[Entry[str]] = []
-        self._core: Core[str] = Core(Settings(**options), self.now, self.lost.append)
-        self.core = self._core
-        self._inspect: Any = None
-        self._whoami = lambda: 7
+        self.core: Core[str] = Core(
+            Settings(**options),
+            self.now,
+            lost=self.lost.append,
+            whoami=lambda: 7,
+            clock=lambda: self.now,
+            inspect=None,
+        )
         self.made = 0
 
     # What a lease needs of a pool.
@@ -68,9 +72,9 @@ class Bench:
 
     def lease(self) -> BenchLease:
         lease = BenchLease()
-        lease._pool = self  # type: ignore[assignment]
+        lease._core = self.core
+        lease._pool = self
         lease._timeout = None
-        lease._claim = None
         return lease
 
     def enrol(self, name: str, timeout: float = 30.0) -> Caller:

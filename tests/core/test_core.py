@@ -255,7 +255,7 @@ def test_the_deaths_of_one_batch_arouse_suspicion_once() -> None:
 def test_a_connection_lent_by_the_parent_of_a_fork_is_not_taken_back() -> None:
     bench, child = Bench(max_size=1), Bench(max_size=1)
     (claim,) = bench.fill(1)
-    claim.entry.fresh = False
+    claim.entry.good_until = 0.0
     assert child.give(claim) is None
     assert claim.lost is None
     assert not child.core.idle and not child.core.entries
@@ -343,9 +343,9 @@ def test_a_connection_idle_for_long_is_asked_before_it_is_lent() -> None:
     bench = Bench(max_size=1, check_after=10.0)
     (entry,) = bench.stock(1)
     bench.tick(9.0)
-    assert entry.fresh
+    assert entry.good_until > bench.now
     bench.tick(1.0)
-    assert not entry.fresh
+    assert not entry.good_until > bench.now
     bench.now += 0.001
     assert bench.lease().enter() is None
     assert bench.core.opens_wanted(bench.now) == 0, "the check will bring a connection"
@@ -418,7 +418,6 @@ def test_a_process_that_stood_still_doubts_what_it_knew() -> None:
 def test_a_caller_who_is_back_before_the_ticker_after_a_standstill_gets_nothing_unchecked() -> None:
     bench = Bench(max_size=1)
     (entry,) = bench.stock(1)
-    entry.fresh = False  # else the hot path would take it, which has no clock
     bench.now += 60.0
     assert bench.lease().enter() is None
     assert entry.state is State.CHECKING
@@ -431,18 +430,15 @@ def test_a_machine_that_was_suspended_doubts_too() -> None:
     assert entry.state is State.CHECKING
 
 
-def test_a_loan_that_began_between_two_ticks_is_dated_by_the_first_that_sees_it() -> None:
+def test_a_loan_is_dated_to_the_moment() -> None:
     bench = Bench(max_size=1)
     (entry,) = bench.stock(1)
-    bench.tick(0.5)
+    bench.tick(0.3)
     lease = bench.lease()
     lease.enter()
-    assert entry.seen_uses != entry.uses
-    bench.tick(0.3)
-    seen = bench.now
+    began = bench.now
     bench.tick(3.0)
-    assert (entry.since, entry.seen_uses) == (seen, entry.uses)
-    lease.leave(None, None, None)
+    assert entry.since == began
 
 
 def test_a_loan_that_was_waited_for_knows_where_it_was_made() -> None:
@@ -461,7 +457,7 @@ def test_a_loan_that_was_waited_for_knows_where_it_was_made() -> None:
 def test_what_dies_between_its_return_and_the_ticker_is_found_by_the_ticker() -> None:
     bench = Bench(max_size=1)
     (entry,) = bench.stock(1)
-    entry.doom, entry.fresh = Reason.HUNG_UP, False  # told while it was lent, just before it was laid by
+    entry.doom, entry.good_until = Reason.HUNG_UP, 0.0  # told while it was lent, just before it was laid by
     bench.tick(0.5)
     assert bench.work() == ["abandon"]
 
@@ -980,19 +976,39 @@ def test_in_fifo_order_the_first_returned_is_lent_first() -> None:
     assert leases[3].enter() == entries[1].conn
 
 
-def test_a_lease_is_entered_once_at_a_time_and_left_once() -> None:
+def test_a_lease_is_left_once_for_each_time_it_is_entered() -> None:
     bench = Bench(max_size=2)
     bench.stock(1)
     lease = bench.lease()
     with pytest.raises(ValueError, match="not entered"):
         lease.leave(None, None, None)
     lease.enter()
-    with pytest.raises(ValueError, match="entered again"):
-        lease.enter()
     lease.leave(None, None, None)
     with pytest.raises(ValueError, match="not entered"):
         lease.leave(None, None, None)
     assert len(bench.core.idle) == 1
+    assert not bench.lost
+
+
+def test_an_error_of_the_inspection_is_let_through_and_costs_the_connection() -> None:
+    bench = Bench(max_size=1)
+    (entry,) = bench.stock(1)
+    bench.core.inspect = lambda conn, error: 1 / 0  # type: ignore[assignment,return-value]
+    lease = bench.lease()
+    lease.enter()
+    with pytest.raises(ZeroDivisionError):
+        lease.leave(None, None, None)
+    assert bench.lost == [entry]
+
+
+def test_an_attribute_error_of_the_inspection_is_not_taken_for_misuse() -> None:
+    bench = Bench(max_size=1)
+    bench.stock(1)
+    bench.core.inspect = lambda conn, error: conn.nonsense  # type: ignore[attr-defined]
+    lease = bench.lease()
+    lease.enter()
+    with pytest.raises(AttributeError, match="nonsense"):
+        lease.leave(None, None, None)
 
 
 @pytest.mark.parametrize(
@@ -1000,7 +1016,6 @@ def test_a_lease_is_entered_once_at_a_time_and_left_once() -> None:
     [
         (lambda conn, error: Condition.CLEAN, None, []),
         (lambda conn, error: Condition.DIRTY, None, ["returned"]),
-        (lambda conn, error: 1 / 0, None, ["returned"]),
         (None, None, []),
         (None, KeyboardInterrupt(), ["returned"]),
     ],
@@ -1010,7 +1025,7 @@ def test_only_what_is_proved_clean_is_laid_by_at_once(
 ) -> None:
     bench = Bench(max_size=1)
     bench.stock(1)
-    bench._inspect = inspect
+    bench.core.inspect = inspect
     returned: list[str] = []
     bench._return = lambda claim, error: returned.append("returned")  # type: ignore[method-assign,assignment]
     lease = bench.lease()
@@ -1027,11 +1042,11 @@ def test_an_exception_in_the_middle_of_a_borrow_costs_the_connection_and_not_its
         """An entry at whose first touch a signal arrives."""
 
         @property
-        def fresh(self) -> bool:
+        def good_until(self) -> float:  # type: ignore[override]
             raise KeyboardInterrupt
 
-        @fresh.setter
-        def fresh(self, value: bool) -> None: ...
+        @good_until.setter
+        def good_until(self, value: float) -> None: ...
 
     entry = Interrupting(1, 0, bench.now)
     (claim,) = bench.core.idle
@@ -1051,7 +1066,7 @@ def test_an_exception_in_the_middle_of_a_return_costs_the_connection_and_not_its
     def interrupted(conn: str, error: BaseException | None) -> Condition:
         raise KeyboardInterrupt
 
-    bench._inspect = interrupted
+    bench.core.inspect = interrupted
     lease = bench.lease()
     lease.enter()
     with pytest.raises(KeyboardInterrupt) as caught:
@@ -1089,3 +1104,10 @@ def test_a_borrower_who_finds_nothing_idle_gets_in_line() -> None:
     bench = Bench(max_size=1)
     assert bench.lease().enter() is None
     assert len(bench.core.line) == 1
+
+
+def test_a_type_checker_s_subscript_costs_nothing_when_it_runs() -> None:
+    from millpond._core.lease import Lease
+
+    assert Lease[str] is Lease
+    assert Lease.__mro__ == (Lease, object)

@@ -13,6 +13,7 @@ from millpond._core.line import Line, Refusal, Waiter
 from millpond._core.outage import Outage
 from millpond._core.settings import Settings
 from millpond._core.stats import Stats
+from millpond.connector import Condition
 
 __all__ = ["BEAT", "Core", "Fitness", "Job", "Task"]
 
@@ -20,7 +21,7 @@ C = TypeVar("C")
 
 BEAT: Final = 0.5
 """Seconds between two ticks."""
-GRACE: Final = 1.5
+GRACE: Final = 0.5
 """A tick that comes so much too late means that the process stood still, and that what it knew may be out of date."""
 STALLED: Final = 0.5
 """A check or reset that has taken so long no longer counts as a connection that is about to come."""
@@ -79,7 +80,6 @@ class Core(Generic[C]):
     """
 
     __slots__ = (
-        "_exact",
         "_jobs",
         "_lost",
         "_n_closing",
@@ -93,6 +93,7 @@ class Core(Generic[C]):
         "by_conn",
         "cancelled",
         "checks",
+        "clock",
         "closes",
         "closing",
         "draining",
@@ -101,6 +102,7 @@ class Core(Generic[C]):
         "gate",
         "generation",
         "idle",
+        "inspect",
         "line",
         "open_failures",
         "open_seconds",
@@ -117,9 +119,23 @@ class Core(Generic[C]):
         "waits",
         "wakes",
         "warming",
+        "whoami",
     )
 
-    def __init__(self, settings: Settings, now: float, lost: Callable[[Entry[C]], None]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        now: float,
+        *,
+        lost: Callable[[Entry[C]], None],
+        whoami: Callable[[], int],
+        clock: Callable[[], float],
+        inspect: Callable[[C, BaseException | None], Condition] | None,
+    ) -> None:
+        # For the hot path, which has no shell around it.
+        self.whoami = whoami
+        self.clock = clock
+        self.inspect = inspect
         self.entries: set[Entry[C]] = set()
         self.by_conn: dict[int, Entry[C]] = {}
         self.idle: deque[Claim[C]] = deque()
@@ -150,9 +166,6 @@ class Core(Generic[C]):
 
     def _configure(self, settings: Settings) -> None:
         self.settings = settings
-        # Uses that are counted to the last, or idle times shorter than the ticker's sight, need the clock at every
-        # borrow and return. Then nothing is ever fresh, and all goes the slow way.
-        self._exact = settings.max_uses is not None or settings.check_after < 2 * BEAT
         self.fifo = settings.order == "fifo"
 
     # Borrowing, the slow way.
@@ -235,7 +248,6 @@ class Core(Generic[C]):
         entry.owner = waiter.owner
         entry.uses += 1
         entry.since = now
-        entry.seen_uses = entry.uses
         if waiter.site is not None:
             entry.site = (entry.uses, *waiter.site)
         waiter.claim = claim
@@ -248,7 +260,7 @@ class Core(Generic[C]):
             except IndexError:
                 return None
             entry = claim.entry
-            if entry.fresh:
+            if now <= entry.good_until:
                 return claim
             if entry.doom is not None or now >= entry.expires:
                 self._close(claim, entry.doom or Reason.MAX_LIFETIME)
@@ -349,7 +361,7 @@ class Core(Generic[C]):
         """Mark an open connection for closing: now if it is idle, else when its present holder is done with it."""
         if entry.state in OPEN and entry.doom is None:
             entry.doom = reason
-            entry.fresh = False
+            entry.good_until = 0.0
             self._sweep_due = True
 
     def hung_up(self, entry: Entry[C], now: float) -> None:
@@ -369,7 +381,7 @@ class Core(Generic[C]):
     def _doubt(self, entry: Entry[C]) -> None:
         if entry.doom is None:
             entry.suspect = True
-            entry.fresh = False
+            entry.good_until = -math.inf
             self._sweep_due = True
 
     def lost(self, entry: Entry[C], now: float) -> None:
@@ -508,7 +520,7 @@ class Core(Generic[C]):
 
     def _end(self, entry: Entry[C], reason: Reason, *, abandon: bool) -> None:
         entry.doom = reason
-        entry.fresh = False
+        entry.good_until = 0.0
         entry.queued = False
         self._move(entry, State.CLOSING)
         self.closes[reason] += 1
@@ -567,10 +579,9 @@ class Core(Generic[C]):
         for entry in self.entries:
             state = entry.state
             if state is IDLE:
-                if entry.seen_uses != entry.uses:
-                    # It was lent and returned since the last tick; when is not known, so the longest idle time is assumed.
-                    entry.seen_uses = entry.uses
-                    entry.idle_since = max(last, entry.idle_since)
+                if entry.since > entry.idle_since:
+                    # It was lent and returned since the last tick; when is not known, so the longest time is assumed.
+                    entry.idle_since = max(last, entry.since)
                 if entry.doom is not None:
                     self._sweep_due = True
                 elif now >= entry.expires:
@@ -585,9 +596,6 @@ class Core(Generic[C]):
                     self._renew(entry, now)
             elif state is LENT:
                 entry.idle_since = now
-                if entry.seen_uses != entry.uses:
-                    entry.seen_uses = entry.uses
-                    entry.since = now
                 if now >= entry.expires:
                     self.condemn(entry, Reason.MAX_LIFETIME, now)
                 else:
@@ -598,13 +606,13 @@ class Core(Generic[C]):
         self.sweep(now)
 
     def _renew(self, entry: Entry[C], now: float) -> None:
-        """Say whether an entry may be lent without another look until the next tick."""
-        entry.fresh = (
-            entry.doom is None
-            and not entry.suspect
-            and not self._exact
-            and now + BEAT < max(entry.idle_since, entry.asked) + self.settings.check_after
-        )
+        """Say until when an entry may be lent without another look: a little longer than until the next tick."""
+        if entry.doom is None and not entry.suspect and self.settings.max_uses is None:
+            entry.good_until = min(
+                now + BEAT + GRACE,
+                entry.expires,
+                max(entry.idle_since, entry.asked) + self.settings.check_after,
+            )
 
     def sweep(self, now: float) -> None:
         """Take those out of the idle that were condemned or doubted there, and serve whom that leaves to be served."""

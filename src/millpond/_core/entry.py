@@ -57,12 +57,10 @@ class Reason(enum.Enum):
 class Entry(Generic[C]):
     """The record of one connection.
 
-    `fresh` is all that a borrow or a return tests: whether the connection may be lent, or laid by, without a second
-    look. Whatever is exceptional (dead, suspect, expired, retired, due for a check) clears it. `doom` is why the
-    connection will be closed, if it will.
-
-    Borrowing and returning read no clock, so `since` is exact only for a loan that was waited for. For any other it
-    is the first tick that saw it, and `seen_uses` is then equal to `uses`.
+    `good_until` is all that a borrow tests: the moment after which the connection may not be lent without a second
+    look. The ticker moves it on, a little ahead of itself, while all is well; so a process that stood still finds it in
+    the past. Whatever is exceptional (suspect, expired, due for a check) puts it in the past too. It is 0 if a return
+    has to look as well: when the connection is doomed, or its uses are counted. `doom` is why it will be closed.
     """
 
     __slots__ = (
@@ -71,13 +69,12 @@ class Entry(Generic[C]):
         "descriptor",
         "doom",
         "expires",
-        "fresh",
         "generation",
+        "good_until",
         "idle_since",
         "leak_told",
         "owner",
         "queued",
-        "seen_uses",
         "serial",
         "since",
         "site",
@@ -93,21 +90,21 @@ class Entry(Generic[C]):
         self.serial = serial
         self.generation = generation
         self.state = State.OPENING
-        self.fresh = False
+        self.good_until = 0.0
         self.doom: Reason | None = None
         self.suspect = False
         self.uses = 0
         self.owner = 0
         """The thread or task that has it on loan, by its number; whose it was, when idle."""
         self.since = now
-        """When the open, loan, check or reset began that it is in; of one that is idle it tells nothing."""
+        """When the open, loan, check or reset began that it is in; when the last one did, if idle."""
         self.site: tuple[int, CodeType, int] | None = None
         """Where it was borrowed, with the number of the loan that this tells about."""
         self.expires = 0.0
         self.idle_since = now
+        """Since when it has been idle at most, as far as is known: a return reads no clock."""
         self.asked = now
         """When it last proved to be alive to a check."""
-        self.seen_uses = 0
         self.descriptor: Hashable | None = None
         """The shell's name for its file descriptor."""
         self.queued = False

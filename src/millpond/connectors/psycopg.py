@@ -97,7 +97,11 @@ def _until(deadline: float, steps: Generator[S, Any, T]) -> Generator[S, Any, T]
         result: T = done.value
         return result
     finally:
-        steps.close()  # frees the half-open connection now, not when the traceback goes
+        steps.close()  # frees a half-open connection now, not when the traceback goes
+
+
+def _copy(adapters: AdaptersMap | None) -> AdaptersMap | None:
+    return None if adapters is None else AdaptersMap(adapters)
 
 
 def _parsed(conninfo: str) -> ConnDict:
@@ -137,9 +141,10 @@ class _Inspection(Generic[C]):
         self._context = context
         self._session = reset == "session"
         self._washed: weakref.WeakSet[C] = weakref.WeakSet()
-        # How a connection is just after it was opened: set by the first open, the same for all.
+        # How a connection is just after it was opened: known from the first open on, the same for all.
         self._opened: tuple[object, ...] = ()
         self._handlers = (0, 0)
+        self._adapters: AdaptersMap | None = None
         known = {**({} if callable(conninfo) else _parsed(conninfo)), **kwargs}
         known = {name: value for name, value in known.items() if not callable(value)}
         user, host, port, database = (known.get(name) for name in ("user", "host", "port", "dbname"))
@@ -242,13 +247,12 @@ class _Inspection(Generic[C]):
     def _adopt(self, conn: C) -> C:
         for name, value in self._given.items():
             setattr(conn, name, value)
-        self._adapt(conn)
+        if self._context is not None:
+            conn._adapters = AdaptersMap(self._context.adapters)
+        self._adapters = _copy(conn._adapters)
         self._handlers = len(conn._notice_handlers), len(conn._notify_handlers)
         self._opened = _settings(conn)
         return conn
-
-    def _adapt(self, conn: C) -> None:
-        conn._adapters = None if self._context is None else AdaptersMap(self._context.adapters)
 
     def _ping(self, conn: C) -> PQGen[None]:
         # Not through a cursor: that would begin a transaction.
@@ -262,7 +266,7 @@ class _Inspection(Generic[C]):
             yield from conn._exec_command(b"DISCARD ALL")
             conn._prepared = type(conn._prepared)()
             conn._prepared.prepare_threshold, conn._prepared.prepared_max = threshold, most
-            self._adapt(conn)
+            conn._adapters = _copy(self._adapters)
             self._washed.add(conn)
         elif conn._notifies_backlog:
             yield from conn._exec_command(b"UNLISTEN *")
@@ -352,6 +356,8 @@ class Psycopg(_Inspection["psycopg.Connection[R]"], Generic[R]):
                 return self._adopt(waiting.wait_conn(attempt, _TICK))
             except psycopg.Error as exc:
                 failure = exc.with_traceback(None)
+            finally:
+                attempt.close()  # if it was interrupted, the half-open connection goes now
         assert failure is not None
         raise failure
 
@@ -440,6 +446,8 @@ class AsyncPsycopg(_Inspection["psycopg.AsyncConnection[R]"], Generic[R]):
                 return self._adopt(await waiting.wait_conn_async(attempt, _TICK))
             except psycopg.Error as exc:
                 failure = exc.with_traceback(None)
+            finally:
+                attempt.close()  # if it was interrupted, the half-open connection goes now
         assert failure is not None
         raise failure
 

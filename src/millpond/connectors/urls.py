@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["InvalidURL", "async_connector_for", "connector_for", "place", "without_secrets"]
 
 
-class InvalidURL(ValueError):  # noqa: N818  it is a ValueError, and says so
+class InvalidURL(ValueError):
     """A URL that leads nowhere; its message names what is known, and never quotes a password."""
 
 

@@ -1,0 +1,71 @@
+"""Waiting for what must come, with a deadline, and looking over a pool afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Literal, TypeAlias, TypeVar
+
+import anyio
+
+from millpond import AsyncPool, Pool
+
+C = TypeVar("C")
+
+Loop: TypeAlias = Literal["asyncio", "trio"]
+LOOPS: tuple[Loop, ...] = ("asyncio", "trio")
+
+
+def until(seen: Callable[[], object], timeout: float = 5.0, *, pause: float = 0.0005) -> float:
+    """Ask again and again until it is so; return the seconds that took, or fail."""
+    start = time.monotonic()
+    while not seen():
+        assert time.monotonic() - start < timeout, f"not seen within {timeout} s"
+        time.sleep(pause)
+    return time.monotonic() - start
+
+
+async def until_seen(seen: Callable[[], object], timeout: float = 5.0, *, pause: float = 0.0) -> float:
+    """Let others run until it is so; return the seconds that took, or fail."""
+    start = time.monotonic()
+    while not seen():
+        assert time.monotonic() - start < timeout, f"not seen within {timeout} s"
+        await anyio.sleep(pause)
+    return time.monotonic() - start
+
+
+def run(loop: Loop, work: Callable[..., Coroutine[Any, Any, C]], *args: object) -> C:
+    """Run a coroutine function in a loop of its own."""
+    return anyio.run(work, *args, backend=loop)
+
+
+def assert_whole(pool: Pool[C], size: int) -> None:
+    """All connections can be lent at once, each to one borrower only, and the books are in order."""
+    with contextlib.ExitStack() as loans:
+        lent = [loans.enter_context(pool.connection(timeout=3)) for _ in range(size)]
+        assert len({id(conn) for conn in lent}) == size
+        assert pool.stats().lent == size
+    assert pool._step(pool._core.audit) == []
+    stats = pool.stats()
+    assert (stats.lent, stats.waiting) == (0, 0)
+    assert stats.idle == size == stats.size
+
+
+async def assert_whole_async(pool: AsyncPool[C], size: int) -> None:
+    """Do as `assert_whole` does, for tasks."""
+    async with contextlib.AsyncExitStack() as loans:
+        lent = [await loans.enter_async_context(pool.connection(timeout=3)) for _ in range(size)]
+        assert len({id(conn) for conn in lent}) == size
+        assert pool.stats().lent == size
+    assert pool._step(pool._core.audit) == []
+    stats = pool.stats()
+    assert (stats.lent, stats.waiting) == (0, 0)
+    assert stats.idle == size == stats.size
+
+
+async def gather(*work: Callable[[], Awaitable[object]]) -> None:
+    """Run them at the same time, in either loop."""
+    async with anyio.create_task_group() as group:
+        for each in work:
+            group.start_soon(each)

@@ -1,0 +1,454 @@
+"""A caller cancelled at any await loses no slot: every suspension of it is enumerated, once and twice, on both loops."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
+from typing import Any
+
+import anyio
+import pytest
+import trio
+
+from millpond import AsyncPool, ConnectFailed, PoolError, PoolTimeout
+from millpond.connectors.asyncpg import Asyncpg
+from millpond.connectors.psycopg import AsyncPsycopg
+from millpond.testing import AsyncFakeConnector, FakeConnection, Postgres
+
+from .patience import LOOPS, Loop, assert_whole_async, run, until_seen
+
+FakePool = AsyncPool[FakeConnection]
+Loan = Callable[[FakePool], Coroutine[Any, Any, None]]
+
+# How a coroutine is cut: at its k-th suspension, or when it goes on after that, what it waited for having come; the
+# second time at the next suspension, in its cleanup.
+WAYS = [("before", 1), ("after", 1), ("before", 2), ("after", 2)]
+
+
+class Cut:
+    """Runs a coroutine in the present asyncio task, which is cancelled at the numbered suspensions."""
+
+    def __init__(self, work: Coroutine[Any, Any, None], when: str, suspensions: Iterable[int]) -> None:
+        self._work = work
+        self._when = when
+        self._suspensions = set(suspensions)
+        self.seen = 0
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        task = asyncio.current_task()
+        assert task is not None
+        resume: Callable[[], Any] = lambda: self._work.send(None)  # noqa: E731
+        while True:
+            try:
+                waits_for = resume()
+            except StopIteration:
+                return
+            self.seen += 1
+            struck = self.seen in self._suspensions
+            if struck and self._when == "before":
+                # As Task.cancel() does to a task that waits: its future is cancelled, if it still can be.
+                task.cancel()
+            try:
+                yield waits_for
+                if struck and self._when == "after":
+                    raise asyncio.CancelledError
+            except BaseException as error:
+                thrown = error
+                resume = lambda: self._work.throw(thrown)  # noqa: B023, E731
+            else:
+                resume = lambda: self._work.send(None)  # noqa: E731
+
+
+class CutInstrument(trio.abc.Instrument):
+    """Cancels a scope at the numbered suspensions of a trio task."""
+
+    def __init__(self, when: str, suspension: int, scope: trio.CancelScope) -> None:
+        self.task: trio.lowlevel.Task | None = None
+        self._when = when
+        self._suspension = suspension
+        self._scope = scope
+        self.seen = 0
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        if task is self.task:
+            self.seen += 1
+            if self._when == "before" and self.seen == self._suspension:
+                self._scope.cancel()
+
+    def task_scheduled(self, task: trio.lowlevel.Task) -> None:
+        # What it waited for has come, and it has not gone on yet.
+        if task is self.task and self._when == "after" and self.seen == self._suspension:
+            self._scope.cancel()
+
+
+async def cut_at(work: Coroutine[Any, Any, None], when: str, times: int, suspension: int) -> int:
+    """Run it, cut it, and return how many suspensions were seen. What it raises but the cancellation goes on."""
+    if asyncio_runs():
+        cut = Cut(work, when, range(suspension, suspension + times))
+
+        async def drive() -> None:
+            await cut
+
+        task = asyncio.create_task(drive())
+        try:
+            await task
+        except asyncio.CancelledError:
+            pass
+        return cut.seen
+    # In trio a cancelled scope cancels again at every later suspension.
+    with trio.CancelScope() as scope:
+        instrument = CutInstrument(when, suspension, scope)
+        instrument.task = trio.lowlevel.current_task()
+        trio.lowlevel.add_instrument(instrument)
+        try:
+            await work
+        finally:
+            trio.lowlevel.remove_instrument(instrument)
+    return instrument.seen
+
+
+def asyncio_runs() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+async def every_cut(
+    make: Callable[[], Awaitable[tuple[Coroutine[Any, Any, None], Callable[[], Awaitable[None]]]]],
+    when: str,
+    times: int,
+    *expected: type[BaseException],
+) -> int:
+    """Make it anew and cut it at its first suspension, its second and so on, until it ends uncut; look it over each time."""
+    suspension = 1
+    while True:
+        work, look_over = await make()
+        try:
+            seen = await cut_at(work, when, times, suspension)
+        except expected:
+            seen = 0
+        await look_over()
+        if seen < suspension and (seen or not expected or suspension > 40):
+            return suspension - 1
+        suspension += 1
+        assert suspension < 200
+
+
+async def step() -> None:
+    await anyio.lowlevel.checkpoint()
+
+
+# What a caller does
+
+
+async def by_hand(pool: FakePool) -> None:
+    conn = await pool.acquire()
+    try:
+        with conn.use():
+            await step()
+    finally:
+        pool.release(conn)
+
+
+async def in_a_block(pool: FakePool) -> None:
+    async with pool.connection() as conn:
+        with conn.use():
+            await step()
+            await step()
+
+
+async def dirtying(pool: FakePool) -> None:
+    async with pool.connection() as conn:
+        conn.dirty = True
+        await step()
+
+
+async def breaking(pool: FakePool) -> None:
+    async with pool.connection() as conn:
+        conn.broken = True
+        await step()
+
+
+async def twice(pool: FakePool) -> None:
+    await in_a_block(pool)
+    await in_a_block(pool)
+
+
+async def generating(pool: FakePool) -> None:
+    async def rows() -> Any:
+        async with pool.connection() as conn:
+            await step()
+            yield conn
+            await step()
+            yield conn
+
+    stream = rows()
+    try:
+        async for _ in stream:
+            await step()
+    finally:
+        with anyio.CancelScope(shield=True):
+            await stream.aclose()
+
+
+LOANS: tuple[Loan, ...] = (by_hand, in_a_block, dirtying, breaking, twice, generating)
+
+
+def connector_of(pool: FakePool) -> AsyncFakeConnector:
+    assert isinstance(pool._connector, AsyncFakeConnector)
+    return pool._connector
+
+
+async def look_over(pool: FakePool, size: int) -> None:
+    """Everything can be lent, and then everything is closed."""
+    await until_seen(lambda: not pool.stats().lent and not pool.stats().waiting)
+    await assert_whole_async(pool, size)
+    connector = connector_of(pool)
+    assert len(connector.live) == size
+    await pool.close(timeout=3)
+    assert connector.live == []
+    assert connector.mistakes == []
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize(("when", "times"), WAYS)
+@pytest.mark.parametrize("loan", LOANS, ids=lambda loan: loan.__name__)
+def test_a_caller_cancelled_anywhere_with_an_idle_connection(loop: Loop, when: str, times: int, loan: Loan) -> None:
+    async def make() -> tuple[Coroutine[Any, Any, None], Callable[[], Awaitable[None]]]:
+        pool = FakePool(AsyncFakeConnector(), max_size=1)
+        await by_hand(pool)
+        return loan(pool), lambda: look_over(pool, 1)
+
+    assert run(loop, lambda: every_cut(make, when, times)) >= 1
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize(("when", "times"), WAYS)
+@pytest.mark.parametrize("loan", LOANS, ids=lambda loan: loan.__name__)
+def test_a_caller_cancelled_anywhere_when_a_connection_has_to_be_opened(
+    loop: Loop, when: str, times: int, loan: Loan
+) -> None:
+    async def make() -> tuple[Coroutine[Any, Any, None], Callable[[], Awaitable[None]]]:
+        pool = FakePool(AsyncFakeConnector(), max_size=1)
+        return loan(pool), lambda: look_over(pool, 1)
+
+    assert run(loop, lambda: every_cut(make, when, times)) >= 2
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize(("when", "times"), WAYS)
+@pytest.mark.parametrize("loan", LOANS, ids=lambda loan: loan.__name__)
+@pytest.mark.parametrize("turns", [1, 2, 3])
+def test_a_caller_cancelled_anywhere_in_line(loop: Loop, when: str, times: int, loan: Loan, turns: int) -> None:
+    """The connection comes back to the line one, two or three turns of the loop after the caller came."""
+
+    async def main() -> int:
+        async with anyio.create_task_group() as group:
+
+            async def make() -> tuple[Coroutine[Any, Any, None], Callable[[], Awaitable[None]]]:
+                pool = FakePool(AsyncFakeConnector(), max_size=1)
+                conn = await pool.acquire()
+
+                async def give_back() -> None:
+                    await until_seen(lambda: pool.stats().waiting or pool.stats().cancelled)
+                    for _ in range(turns):
+                        await step()
+                    pool.release(conn)
+
+                group.start_soon(give_back)
+                return loan(pool), lambda: look_over(pool, 1)
+
+            return await every_cut(make, when, times)
+
+    assert run(loop, main) >= 2
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize(("when", "times"), WAYS)
+@pytest.mark.parametrize("ride_out", [False, True])
+def test_a_caller_cancelled_anywhere_while_the_server_is_down(
+    loop: Loop, when: str, times: int, ride_out: bool
+) -> None:
+    async def make() -> tuple[Coroutine[Any, Any, None], Callable[[], Awaitable[None]]]:
+        connector = AsyncFakeConnector()
+        up = False
+        connector.fail_until(lambda: up)
+        pool = FakePool(connector, max_size=2, ride_out=ride_out, timeout=0.02)
+
+        async def recover() -> None:
+            nonlocal up
+            up = True
+
+            async def served() -> None:
+                while True:
+                    try:
+                        async with pool.connection(timeout=3):
+                            return
+                    except ConnectFailed:
+                        await anyio.sleep(0.005)
+
+            await served()
+            await look_over(pool, 2)
+
+        async def borrow() -> None:
+            try:
+                await in_a_block(pool)
+            except (ConnectFailed, PoolTimeout):
+                await step()
+
+        return borrow(), recover
+
+    assert run(loop, lambda: every_cut(make, when, times)) >= 2
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize(("when", "times"), WAYS)
+@pytest.mark.parametrize("lent", [0, 1])
+def test_a_close_cancelled_anywhere_closes_all_the_same(loop: Loop, when: str, times: int, lent: int) -> None:
+    async def main() -> int:
+        async with anyio.create_task_group() as group:
+
+            async def make() -> tuple[Coroutine[Any, Any, None], Callable[[], Awaitable[None]]]:
+                connector = AsyncFakeConnector()
+                pool = FakePool(connector, max_size=3)
+                conns = [await pool.acquire() for _ in range(3)]
+                for conn in conns[lent:]:
+                    pool.release(conn)
+
+                async def give_back() -> None:
+                    await until_seen(lambda: pool.stats().closed)
+                    await step()
+                    for conn in conns[:lent]:
+                        pool.release(conn)
+
+                group.start_soon(give_back)
+
+                async def closed() -> None:
+                    await pool.close()
+                    await until_seen(lambda: not connector.live)
+                    assert pool.stats().size == 0
+                    assert connector.mistakes == []
+
+                return pool.close(), closed
+
+            return await every_cut(make, when, times)
+
+    assert run(loop, main) >= 1
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize(("when", "times"), WAYS)
+def test_a_warm_cancelled_anywhere_goes_on_warming(loop: Loop, when: str, times: int) -> None:
+    async def make() -> tuple[Coroutine[Any, Any, None], Callable[[], Awaitable[None]]]:
+        pool = FakePool(AsyncFakeConnector(), min_size=2, max_size=2)
+
+        async def warmed() -> None:
+            await pool.warm(timeout=3)
+            await look_over(pool, 2)
+
+        return pool.warm(), warmed
+
+    assert run(loop, lambda: every_cut(make, when, times)) >= 1
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_callers_cancelled_before_their_first_step(loop: Loop) -> None:
+    async def main() -> None:
+        pool = FakePool(AsyncFakeConnector(), max_size=1)
+        for _ in range(5):
+            async with anyio.create_task_group() as group:
+                group.start_soon(in_a_block, pool)
+                group.cancel_scope.cancel()
+        await look_over(pool, 1)
+
+    run(loop, main)
+
+
+def test_a_pool_whose_own_tasks_are_cancelled_goes_on() -> None:
+    """A shutdown, or a reaper of stray tasks, cancels every task there is, at whichever turn of the loop."""
+
+    async def main() -> None:
+        for turns in range(12):
+            pool = FakePool(AsyncFakeConnector(), max_size=2, timeout=1)
+            first = asyncio.create_task(pool.acquire())
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            for task in asyncio.all_tasks() - {asyncio.current_task()}:
+                task.cancel()
+            await asyncio.wait([first])
+            if not first.cancelled() and first.exception() is None:
+                pool.release(first.result())
+            await until_seen(lambda pool=pool: not pool.stats().lent)  # type: ignore[misc]
+            await assert_whole_async(pool, 2)
+            for task in asyncio.all_tasks() - {asyncio.current_task()}:
+                task.cancel()
+            await pool.close()
+            assert connector_of(pool).live == []
+
+    asyncio.run(main())
+
+
+# The same against PostgreSQL: bodies that the server is at work for
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
+@pytest.mark.parametrize(("when", "times"), WAYS)
+def test_a_caller_cancelled_at_any_await_of_a_query(postgres: Postgres, driver: str, when: str, times: int) -> None:
+    async def main() -> int:
+        connector: Any = AsyncPsycopg(postgres.url) if driver == "psycopg" else Asyncpg(postgres.url)
+        async with AsyncPool[Any](connector, max_size=2) as pool:
+
+            async def ask() -> None:
+                async with pool.connection() as conn:
+                    if driver == "psycopg":
+                        async with conn.transaction():
+                            await (await conn.execute("select 17, pg_sleep(0.001)")).fetchone()
+                    else:
+                        async with conn.transaction():
+                            await conn.fetchrow("select 17, pg_sleep(0.001)")
+
+            async def look() -> None:
+                numbers = []
+                for number in (18, 19):
+                    async with pool.connection(timeout=3) as conn:
+                        row = await (
+                            (await conn.execute(f"select {number}")).fetchone()
+                            if driver == "psycopg"
+                            else conn.fetchrow(f"select {number}")
+                        )
+                        numbers.append(row[0])
+                assert numbers == [18, 19]
+                await until_seen(lambda: not pool.stats().lent)
+                assert pool._step(pool._core.audit) == []
+
+            async def make() -> tuple[Coroutine[Any, Any, None], Callable[[], Awaitable[None]]]:
+                return ask(), look
+
+            return await every_cut(make, when, times)
+
+    assert asyncio.run(main()) >= 2
+
+
+def test_the_enumeration_would_notice_a_slot_that_is_lost() -> None:
+    """A caller who forgets to give back when cancelled is found out."""
+
+    async def forgetful(pool: FakePool) -> None:
+        conn = await pool.acquire()
+        await step()
+        pool.release(conn)
+
+    async def make() -> tuple[Coroutine[Any, Any, None], Callable[[], Awaitable[None]]]:
+        pool = FakePool(AsyncFakeConnector(), max_size=1, timeout=0.05)
+
+        async def look() -> None:
+            try:
+                await in_a_block(pool)
+            finally:
+                await pool.close(0)
+
+        return forgetful(pool), look
+
+    with pytest.raises(PoolError):
+        asyncio.run(every_cut(make, "before", 1))
