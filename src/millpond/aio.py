@@ -19,7 +19,7 @@ from random import random
 import anyio
 
 from millpond._backends import AsyncWaiter, Backend, current_backend
-from millpond._core.core import Job, Task
+from millpond._core.core import BEAT, Job, Task
 from millpond._core.entry import Claim
 from millpond._core.lease import Lease
 from millpond._core.line import Waiter
@@ -142,7 +142,11 @@ async def _keep(ref: weakref.ref[AsyncPool[Any]], bell: _AsyncBell) -> None:
         return
     try:
         while pool is not None:
-            pause = pool._manage()
+            try:
+                pause = pool._manage()
+            except Exception:
+                log.exception("pool %r: its keeper stumbled and goes on", pool.name)
+                pause = BEAT
             del pool
             if pause is None:
                 return
@@ -333,6 +337,8 @@ class AsyncPool(Shell[C]):
             self._step(self._core.enrol, waiter)
             if not waiter.done:
                 if waiter.deadline < math.inf and self._deadlines.add(waiter, len(self._core.line)):
+                    # The keeper has to be there, and to look at its watch anew.
+                    self._kick()
                     self._bell.ring()
                 while not waiter.done:
                     await waiter.sleep()
@@ -411,13 +417,9 @@ class AsyncPool(Shell[C]):
 
     def _manage(self) -> float | None:
         """Do what is due and start the work; return the seconds until something will be, or None when all is over."""
-        try:
-            while (waiter := self._deadlines.due(monotonic())) is not None:
-                self._step(self._core.expire, waiter)
-            pause = self._attend()
-        except Exception:
-            log.exception("pool %r: its keeper stumbled and goes on", self.name)
-            pause = 0.5
+        while (waiter := self._deadlines.due(monotonic())) is not None:
+            self._step(self._core.expire, waiter)
+        pause = self._attend()
         self._kick()
         if self._core.closing and not self._core.entries:
             return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import queue
 import sys
 import threading
@@ -15,7 +16,7 @@ from time import monotonic
 from types import CodeType
 from typing import Final, Self, TypeVar, Unpack
 
-from millpond._core.core import Job, Task
+from millpond._core.core import BEAT, Job, Task
 from millpond._core.entry import Claim
 from millpond._core.lease import LENT, Lease, let_go
 from millpond._core.line import Waiter
@@ -204,13 +205,21 @@ class _Crew:
             pool._bell.ring()
 
 
+def _hire_keeper(ref: weakref.ref[Pool[C]], bell: _ThreadBell, name: str) -> None:
+    threading.Thread(target=_keep, args=(ref, bell), name=f"millpond-{name}-keeper", daemon=True).start()
+
+
 def _keep(ref: weakref.ref[Pool[C]], bell: _ThreadBell) -> None:
     """Be the keeper of a pool: the thread that does what time brings and calls the crews."""
     pool = ref()
     if pool is None or not pool._employ_keeper(bell):
         return
     while pool is not None:
-        pause = pool._manage()
+        try:
+            pause = pool._manage()
+        except Exception:
+            log.exception("pool %r: its keeper stumbled and goes on", pool.name)
+            pause = BEAT
         del pool
         if pause is None:
             return
@@ -337,7 +346,7 @@ class Pool(Shell[C]):
         self._step(self._core.resize, self._settings)
 
     def refresh(self) -> None:
-        """Replace every connection: the idle now, the lent when they come back. For a moved server or a new password."""
+        """Replace every connection, as after a move or a new password: the idle now, the lent when they come back."""
         self._step(self._core.refresh)
 
     def pause(self) -> None:
@@ -351,8 +360,8 @@ class Pool(Shell[C]):
     def close(self, timeout: float = 5.0) -> None:
         """Close the pool: callers in line get `PoolClosed` at once, idle connections are closed, loans may end.
 
-        Waits up to `timeout` seconds for the loans. Connections still on loan then are named in a warning to the log and
-        closed when they come back. Closing twice is closing once.
+        Waits up to `timeout` seconds for the loans. Connections still on loan then are named in a warning to the log,
+        and closed when they come back. Closing twice is closing once.
         """
         self._step(self._core.close)
         deadline = monotonic() + timeout
@@ -427,9 +436,9 @@ class Pool(Shell[C]):
     def _kick(self) -> None:
         core = self._core
         if not self._kept:
-            threading.Thread(
-                target=_keep, args=(weakref.ref(self), self._bell), name=f"millpond-{self.name}-keeper", daemon=True
-            ).start()
+            # By way of a bare thread, since this is a caller's: an exception that strikes it while it is inside of
+            # `Thread.start` would leave the books of `threading` in disorder.
+            _thread.start_new_thread(_hire_keeper, (weakref.ref(self), self._bell, self.name))
         unheard = core.chores > 0 and not self._tenders.call()
         if core.opens_wanted(monotonic()) and not self._openers.call():
             unheard = True
@@ -446,11 +455,7 @@ class Pool(Shell[C]):
 
     def _manage(self) -> float | None:
         """Do what is due and call the crews; return the seconds until something will be, or None when all is over."""
-        try:
-            pause = self._attend()
-        except Exception:
-            log.exception("pool %r: its keeper stumbled and goes on", self.name)
-            pause = 0.5
+        pause = self._attend()
         core = self._core
         self._openers.muster(core.opens_wanted(monotonic()))
         self._tenders.muster(core.chores)

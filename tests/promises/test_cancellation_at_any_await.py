@@ -119,18 +119,14 @@ async def every_cut(
     make: Callable[[], Awaitable[tuple[Coroutine[Any, Any, None], Callable[[], Awaitable[None]]]]],
     when: str,
     times: int,
-    *expected: type[BaseException],
 ) -> int:
     """Make it anew and cut it at its first suspension, its second and so on, until it ends uncut; look it over each time."""
     suspension = 1
     while True:
         work, look_over = await make()
-        try:
-            seen = await cut_at(work, when, times, suspension)
-        except expected:
-            seen = 0
+        seen = await cut_at(work, when, times, suspension)
         await look_over()
-        if seen < suspension and (seen or not expected or suspension > 40):
+        if seen < suspension:
             return suspension - 1
         suspension += 1
         assert suspension < 200

@@ -707,7 +707,7 @@ class Core(Generic[C]):
     def audit(self, now: float) -> list[str]:
         """Derive everything anew from the entries and the line; tell what was found to be wrong."""
         found: list[str] = []
-        for waiter in list(self.line):
+        for waiter in tuple(self.line):
             if waiter.claim is not None or waiter.refusal is not None:
                 found.append("a caller in line already had its answer")
                 waiter.done = True

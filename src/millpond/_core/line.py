@@ -51,6 +51,9 @@ class Line(Generic[C]):
 
     A waiter that leaves stays in the deque as a gap until the gaps outnumber the waiters: then one pass closes them,
     so that leaving costs O(1) on average and the gaps stay bounded.
+
+    The length is read without the lock, too, and between any two statements here; it may then be one too many, and is
+    never negative.
     """
 
     __slots__ = ("_gaps", "_queue")
@@ -76,18 +79,18 @@ class Line(Generic[C]):
             waiter = queue[0]
             if not waiter.done:
                 return waiter
-            queue.popleft()
             self._gaps -= 1
+            queue.popleft()
         return None
 
     def leave(self, waiter: Waiter[C]) -> None:
         """Take a waiter out, wherever it stands."""
         waiter.done = True
-        self._gaps += 1
         if self._queue[0] is waiter:
             self._queue.popleft()
-            self._gaps -= 1
-        elif self._gaps > 32 and self._gaps > len(self):
+            return
+        self._gaps += 1
+        if self._gaps > 32 and self._gaps > len(self):
             self.rebuild()
 
     def rebuild(self) -> None:

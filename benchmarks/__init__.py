@@ -1,0 +1,1 @@
+"""What millpond promises in figures, measured: `python -m benchmarks`."""

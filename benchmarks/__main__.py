@@ -1,0 +1,58 @@
+"""Measures everything, or what is named, and prints each figure beside its goal; exits with 1 if one falls short.
+
+    python -m benchmarks [--markdown] [NAME ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterable
+
+from benchmarks import burst, crowd, exceptions, failed_open, fairness, hot_path, recovery, standstill
+from benchmarks.figure import Figure
+
+MEASURES: dict[str, Callable[[], Iterable[Figure]]] = {
+    "burst": burst.measure,
+    "fairness": fairness.measure,
+    "exceptions": exceptions.measure,
+    "recovery": recovery.measure,
+    "failed-open": failed_open.measure,
+    "standstill": standstill.measure,
+    "crowd": crowd.measure,
+    "hot-path": hot_path.measure,
+}
+
+
+def main() -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(MEASURES)}; all by default")
+    parser.add_argument("--markdown", action="store_true", help="print a table for docs/measurements.md")
+    arguments = parser.parse_args()
+    unknown = set(arguments.names) - set(MEASURES)
+    if unknown:
+        parser.error(f"no measure is called {', '.join(sorted(unknown))}; there are {', '.join(MEASURES)}")
+    if arguments.markdown:
+        print("| measure | case | measured | goal | |\n|---|---|---:|---:|---|", flush=True)
+    short = 0
+    for name in arguments.names or MEASURES:
+        start = time.monotonic()
+        for figure in MEASURES[name]():
+            short += not figure.kept
+            verdict = "kept" if figure.kept else "**missed**" if arguments.markdown else "MISSED"
+            if arguments.markdown:
+                print(f"| {figure.measure} | {figure.case} | {figure.shown} | {figure.shown_goal} | {verdict} |", flush=True)
+            else:
+                print(
+                    f"{name:12} {figure.measure + ', ' + figure.case:74} {figure.shown:>10}   "
+                    f"goal {figure.shown_goal:<10} {verdict}",
+                    flush=True,
+                )
+        print(f"{name}: {time.monotonic() - start:.1f} s", file=sys.stderr)
+    return 1 if short else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
