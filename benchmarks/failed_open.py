@@ -24,7 +24,6 @@ class _Refusal(ConnectionRefusedError):
     """Made once and raised by every open, so that it can be told from others."""
 
 
-
 def delay_of_threads() -> float:
     """Return the seconds from the failure to the last caller's knowing it, with the cause."""
     connector = FakeConnector()

@@ -28,8 +28,6 @@ class Turns(NamedTuple):
 
     waits: list[list[float]]
     """How long each worker waited, each time."""
-    work: float
-    """How long a turn really took, at the median: on a busy machine longer than it was to."""
 
     @property
     def longest(self) -> float:
@@ -47,7 +45,6 @@ class Turns(NamedTuple):
 def turns_of_threads(seconds: float = SECONDS) -> Turns:
     """Let threads take turns."""
     waits: list[list[float]] = [[] for _ in range(WORKERS)]
-    works: list[float] = []
     with Pool(FakeConnector(), min_size=CONNECTIONS, max_size=CONNECTIONS, max_opening=CONNECTIONS) as pool:
         pool.warm()
         gate = threading.Barrier(WORKERS + 1)
@@ -59,7 +56,6 @@ def turns_of_threads(seconds: float = SECONDS) -> Turns:
                 with pool.connection():
                     served = time.monotonic()
                     time.sleep(WORK)
-                    works.append(time.monotonic() - served)
                 mine.append(served - came)
 
         threads = [threading.Thread(target=take_turns, args=(mine,)) for mine in waits]
@@ -69,13 +65,12 @@ def turns_of_threads(seconds: float = SECONDS) -> Turns:
         end = time.monotonic() + seconds
         for thread in threads:
             thread.join()
-    return Turns(waits, sorted(works)[len(works) // 2])
+    return Turns(waits)
 
 
 def turns_of_tasks(backend: str, seconds: float = SECONDS) -> Turns:
     """Let tasks take turns."""
     waits: list[list[float]] = [[] for _ in range(WORKERS)]
-    works: list[float] = []
 
     async def main() -> None:
         async with AsyncPool(
@@ -89,15 +84,14 @@ def turns_of_tasks(backend: str, seconds: float = SECONDS) -> Turns:
                     async with pool.connection():
                         served = time.monotonic()
                         await anyio.sleep(WORK)
-                        works.append(time.monotonic() - served)
-                    mine.append(served - came)
+                        mine.append(served - came)
 
             async with anyio.create_task_group() as group:
                 for mine in waits:
                     group.start_soon(take_turns, mine)
 
     anyio.run(main, backend=backend)
-    return Turns(waits, sorted(works)[len(works) // 2])
+    return Turns(waits)
 
 
 def measure() -> Iterator[Figure]:

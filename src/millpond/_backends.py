@@ -22,6 +22,9 @@ __all__ = ["AsyncWaiter", "AsyncioBackend", "Backend", "TrioBackend", "current_b
 
 C = TypeVar("C")
 
+REVIVAL: Final = 0.05
+"""Seconds after which the work of a cancelled task is taken up again, if its loop still runs."""
+
 
 class AsyncWaiter(Waiter[C]):
     """A caller who is suspended."""
@@ -44,10 +47,17 @@ class Backend(Protocol):
         """Return the number of the running task. Raises what `stranger` makes outside of the loop."""
         ...
 
-    def spawn(self, work: Callable[..., Coroutine[Any, Any, None]], *args: object, crew: set[object]) -> None:
+    def spawn(
+        self,
+        work: Callable[..., Coroutine[Any, Any, None]],
+        *args: object,
+        crew: set[object],
+        revive: Callable[[], object],
+    ) -> None:
         """Start a task that belongs to no caller: it outlives the one who starts it, and ends with the loop.
 
-        It is in `crew` from now on until it ends, however that comes about.
+        It is in `crew` from now on until it ends, however that comes about. If somebody cancels it and the loop goes on,
+        `revive` is called.
         """
         ...
 
@@ -91,12 +101,25 @@ class AsyncioBackend:
             raise self._stranger()
         return id(asyncio.current_task(self._loop))
 
-    def spawn(self, work: Callable[..., Coroutine[Any, Any, None]], *args: object, crew: set[object]) -> None:
+    def spawn(
+        self,
+        work: Callable[..., Coroutine[Any, Any, None]],
+        *args: object,
+        crew: set[object],
+        revive: Callable[[], object],
+    ) -> None:
         # In a context of its own: what a caller has set there (a trace, a request) is not the pool's.
         task = self._loop.create_task(work(*args), context=contextvars.Context())
         crew.add(task)
-        # A task can be cancelled before it begins, by whoever cancels all tasks: nothing in it would run then.
-        task.add_done_callback(crew.discard)
+
+        def ended(task: asyncio.Task[None]) -> None:
+            crew.discard(task)
+            if task.cancelled():
+                # By whoever cancels all tasks: as a rule because the loop ends, and then this is never called.
+                self._loop.call_later(REVIVAL, revive)
+
+        # A callback, and nothing inside of the task, since a task can be cancelled before it begins.
+        task.add_done_callback(ended)
 
     def call(self, function: Callable[[], object]) -> None:
         with suppress(RuntimeError):  # the loop has been closed
@@ -166,7 +189,14 @@ class TrioBackend:
             raise self._stranger()
         return id(self._trio.lowlevel.current_task())
 
-    def spawn(self, work: Callable[..., Coroutine[Any, Any, None]], *args: object, crew: set[object]) -> None:
+    def spawn(
+        self,
+        work: Callable[..., Coroutine[Any, Any, None]],
+        *args: object,
+        crew: set[object],
+        revive: Callable[[], object],
+    ) -> None:
+        # Nobody but the end of the run cancels a system task, so nothing is ever revived.
         async def member() -> None:
             try:
                 await work(*args)

@@ -16,15 +16,21 @@ OURS: Final = os.path.dirname(__file__) + os.sep
 LIBRARIES: Final = tuple(
     {path + os.sep for path in (sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")) if path}
 )
+PACKAGES: Final = f"{os.sep}site-packages{os.sep}"
 
 
 def call_site(frame: FrameType | None) -> tuple[CodeType, int] | None:
     """Return where millpond was called from: two values that keep no frame, and so no caller's variables, alive."""
+    between: FrameType | None = None
     while frame is not None:
-        if not frame.f_code.co_filename.startswith(OURS):
-            return frame.f_code, frame.f_lasti
+        name = frame.f_code.co_filename
+        if not name.startswith(OURS):
+            # What stands between, as `typing` for `Pool[C](...)` and `contextlib` for an ExitStack, did not call.
+            if not name.startswith(LIBRARIES) or PACKAGES in name:
+                return frame.f_code, frame.f_lasti
+            between = between or frame
         frame = frame.f_back
-    return None
+    return None if between is None else (between.f_code, between.f_lasti)
 
 
 def line_of(code: CodeType, instruction: int) -> str:
@@ -43,7 +49,7 @@ def users_line(frames: Iterator[FrameType]) -> str | None:
     for frame in frames:
         innermost = innermost or frame
         name = frame.f_code.co_filename
-        if not (name.startswith((OURS, "<", *LIBRARIES)) or f"{os.sep}site-packages{os.sep}" in name):
+        if not (name.startswith((OURS, "<", *LIBRARIES)) or PACKAGES in name):
             return line_of(frame.f_code, frame.f_lasti)
     return None if innermost is None else line_of(innermost.f_code, innermost.f_lasti)
 

@@ -401,13 +401,13 @@ class AsyncPool(Shell[C]):
             self._bell.ring()
             return
         if not self._kept:
-            backend.spawn(_keep, weakref.ref(self), self._bell, crew=self._keepers)
+            backend.spawn(_keep, weakref.ref(self), self._bell, crew=self._keepers, revive=self._kick)
         core = self._core
         # Those that were started and have not begun will take what there is to do.
         for _ in range(core.opens_wanted(monotonic()) - (len(self._openers) - core.opening)):
-            backend.spawn(self._open_all, crew=self._openers)
+            backend.spawn(self._open_all, crew=self._openers, revive=self._kick)
         for _ in range(min(core.chores - (len(self._tenders) - self._tending), TENDERS - len(self._tenders))):
-            backend.spawn(self._tend_all, crew=self._tenders)
+            backend.spawn(self._tend_all, crew=self._tenders, revive=self._kick)
 
     def _employ_keeper(self, bell: _AsyncBell) -> bool:
         if self._kept or bell is not self._bell:
@@ -433,11 +433,13 @@ class AsyncPool(Shell[C]):
             try:
                 conn = await _within(limit, self._connector.open, limit)
                 self._accept(conn)
-            except BaseException as error:
+            except Exception as error:
                 self._step(core.open_failed, claim, error, self._is_refusal(error), random())
                 self._bell.ring()
-                if not isinstance(error, Exception):
-                    raise
+            except BaseException:
+                # This task was cancelled: most likely its loop ends, and nothing is wrong with the server.
+                core.forgo(claim, monotonic())
+                raise
             else:
                 self._install(claim, conn)
 

@@ -185,6 +185,18 @@ def test_cut_ends_without_a_reset_even_when_bytes_were_held(wire: Wire) -> None:
     assert server.recv(1) == b""
 
 
+def test_cut_ends_without_a_reset_even_when_bytes_had_just_come(wire: Wire) -> None:
+    client, server = wire.pair()
+
+    def just_then() -> None:
+        client.sendall(b"not read yet")
+        wire.proxy._each(wire.proxy._finish)
+
+    wire.proxy._order(just_then)  # in the proxy's thread, which therefore does not read them first
+    assert client.recv(1) == b""
+    assert server.recv(1) == b""
+
+
 def test_reset_resets_live_connections_on_both_sides(wire: Wire) -> None:
     client, server = wire.pair()
     wire.proxy.reset()

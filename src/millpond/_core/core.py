@@ -459,6 +459,12 @@ class Core(Generic[C]):
         self._set_gate()
         self._greet_drained()
 
+    def forgo(self, claim: Claim[C], now: float) -> None:
+        """Give an open up that was cut short by no fault of the server's."""
+        self._forgo(claim.entry)
+        claim.lost = None
+        self._greet_drained()
+
     def _forgo(self, entry: Entry[C]) -> None:
         """Strike off an entry that will never have a connection."""
         if entry in self.entries:

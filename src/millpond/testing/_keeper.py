@@ -111,6 +111,10 @@ class Keeper:
         self.pid = None
 
     def _tell(self, **request: object) -> None:
+        if os.getpid() != self._owner:
+            raise ServerError(
+                "a test server is for the process that started it to stop and start, not for its children"
+            )
         try:
             os.write(self._requests, json.dumps(request).encode() + b"\n")
         except (BrokenPipeError, ValueError) as error:

@@ -44,14 +44,14 @@ class _Flow:
     """One direction of a carried connection: what has been read on one side and is still to be written on the other."""
 
     def __init__(self) -> None:
-        self.held: deque[tuple[float, bytes | _Reset]] = deque()  # when it is due, and what; no bytes mean the end
+        self.held: deque[tuple[float, bytes | _Reset]] = (
+            deque()
+        )  # when it is due at the earliest, and what; no bytes mean the end
         self.size = 0
         self.ended = False
         self.shut = False
 
     def put(self, due: float, what: bytes | _Reset) -> None:
-        if self.held:
-            due = max(due, self.held[-1][0])  # under a shortened delay nothing overtakes what was sent before
         self.held.append((due, what))
         if isinstance(what, bytes):
             self.size += len(what)
@@ -453,9 +453,7 @@ class Proxy:
     def _finish(self, link: _Link) -> None:
         for end in self._forget(link):
             with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_WR)
-                while end.recv(_CHUNK):  # bytes that nobody has read would turn the close into a reset
-                    pass
+                end.shutdown(socket.SHUT_WR)  # a close alone would reset it if there are bytes that nobody has read
             end.close()
 
     def _reset(self, link: _Link) -> None:
