@@ -1,8 +1,8 @@
 """One pool for every connection a Python program opens.
 
-    with millpond.Pool.from_url("postgresql://app@db/app", max_size=20) as pool:
-        with pool.connection() as conn:
-            conn.execute("select 1")
+with millpond.Pool.from_url("postgresql://app@db/app", max_size=20) as pool:
+    with pool.connection() as conn:
+        conn.execute("select 1")
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import asyncio
 import contextvars
 import sys
 from asyncio import events
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import suppress
 from threading import get_ident
 from types import CodeType, FrameType
@@ -56,8 +56,8 @@ class Backend(Protocol):
     ) -> None:
         """Start a task that belongs to no caller: it outlives the one who starts it, and ends with the loop.
 
-        It is in `crew` from now on until it ends, however that comes about. If somebody cancels it and the loop goes on,
-        `revive` is called.
+        It is in `crew` from now on until it ends, however that comes about. If somebody cancels it and the loop goes
+        on, `revive` is called.
         """
         ...
 
@@ -75,7 +75,7 @@ class Backend(Protocol):
 
 
 def current_backend(stranger: Callable[[], Exception]) -> Backend:
-    """Return the loop of the caller; raise what `stranger` makes, here outside of any loop and later outside of this one."""
+    """Return the loop of the caller. It raises what `stranger` makes: here outside of any loop, later of this one."""
     loop = events._get_running_loop()
     if loop is not None:
         return AsyncioBackend(loop, stranger)
@@ -265,21 +265,28 @@ class _TrioWaiter(AsyncWaiter[C]):
 
         def abort(_: object) -> trio.lowlevel.Abort:
             self._parked = None
-            return lowlevel.Abort.SUCCEEDED
+            succeeded: trio.lowlevel.Abort = lowlevel.Abort.SUCCEEDED
+            return succeeded
 
         self._parked = lowlevel.current_task()
         await lowlevel.wait_task_rescheduled(abort)
 
 
-def _inwards(awaitable: Any) -> Iterator[FrameType]:
+def _inwards(awaitable: object) -> Iterator[FrameType]:
     """Yield the frames of a suspended coroutine, innermost first."""
     frames: list[FrameType] = []
     while awaitable is not None:
-        frame = getattr(awaitable, "cr_frame", None) or getattr(awaitable, "gi_frame", None) or getattr(awaitable, "ag_frame", None)
+        frame = (
+            getattr(awaitable, "cr_frame", None)
+            or getattr(awaitable, "gi_frame", None)
+            or getattr(awaitable, "ag_frame", None)
+        )
         if frame is None:
             break
         frames.append(frame)
         awaitable = (
-            getattr(awaitable, "cr_await", None) or getattr(awaitable, "gi_yieldfrom", None) or getattr(awaitable, "ag_await", None)
+            getattr(awaitable, "cr_await", None)
+            or getattr(awaitable, "gi_yieldfrom", None)
+            or getattr(awaitable, "ag_await", None)
         )
     return reversed(frames)

@@ -2,8 +2,11 @@
 
 The child holds a second handle on every connection of its parent. If it closed one as the protocol wants it, or if a
 destructor did, the server would take that for the parent's goodbye. So the child first puts a dead socket under each
-descriptor: whatever is then written to it reaches nobody. It forgets callers, claims and threads, which are the parent's, and
-opens connections of its own.
+descriptor: whatever is then written to it reaches nobody. It forgets callers, claims and threads, which are the
+parent's, and opens connections of its own.
+
+A connection without a descriptor cannot be treated so. The idle ones among these are closed before the fork; those on
+loan are kept from being destroyed in the child.
 """
 
 from __future__ import annotations
@@ -19,7 +22,9 @@ __all__ = ["adopt", "park", "pin"]
 
 
 class Forked(Protocol):
-    """Who is told, in the child."""
+    """Who is told: in the process that forks, and in the child."""
+
+    def _before_fork(self) -> None: ...
 
     def _after_fork(self) -> None: ...
 
@@ -55,6 +60,11 @@ def pin(conn: object) -> None:
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(conn))
 
 
+def _in_parent() -> None:
+    for pool in list(_pools):
+        pool._before_fork()
+
+
 def _in_child() -> None:
     _watcher.forsake()
     for pool in list(_pools):
@@ -62,4 +72,4 @@ def _in_child() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_in_child)
+    os.register_at_fork(before=_in_parent, after_in_child=_in_child)

@@ -11,19 +11,19 @@ import math
 import sys
 import threading
 import time
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
 from contextlib import suppress
+from dataclasses import replace
 from random import random
 from typing import Final, Generic, Protocol, TypeVar
 
 from millpond import _fork, _watcher
-from millpond._core.core import Core, Fitness, Job
+from millpond._core.core import Core, Fitness
 from millpond._core.entry import Claim, Entry, Reason, State
 from millpond._core.lease import Lease
-from millpond._core.line import Refusal, Waiter
+from millpond._core.line import Refusal
 from millpond._core.settings import Settings
 from millpond._core.stats import Stats
 from millpond._whereabouts import call_site, line_of
@@ -50,7 +50,7 @@ class Bell(Protocol):
         ...
 
 
-class Shell(Generic[C]):
+class Shell(ABC, Generic[C]):
     """A pool without its ways of waiting and working."""
 
     def __init__(self, inspector: Inspector[C], settings: Settings) -> None:
@@ -91,6 +91,9 @@ class Shell(Generic[C]):
         )
         self._suspended = _suspended_for()
         self._outage_told = False
+
+    def _before_fork(self) -> None:
+        """Close what is idle and could not be parked in the child."""
 
     def _after_fork(self) -> None:
         """Begin anew in a child: what the parent had is the parent's, and is kept from saying goodbye."""
@@ -178,7 +181,9 @@ class Shell(Generic[C]):
         outage = self._core.outage
         if outage is not None and not self._outage_told:
             self._outage_told = True
-            log.warning("pool %r: cannot connect to %s: %s", self._settings.name, self._inspector.target, _brief(outage.cause))
+            log.warning(
+                "pool %r: cannot connect to %s: %s", self._settings.name, self._inspector.target, _brief(outage.cause)
+            )
         elif outage is None and self._outage_told:
             self._outage_told = False
             log.info("pool %r: connected to %s again", self._settings.name, self._inspector.target)
@@ -262,7 +267,10 @@ class Shell(Generic[C]):
             return None
         entry = self._core.by_conn.get(id(conn))
         if entry is None or entry.conn is not conn:
-            what, hint = f"was asked to {verb} something that it did not lend", "give each connection back once, to its own pool"
+            what, hint = (
+                f"was asked to {verb} something that it did not lend",
+                "give each connection back once, to its own pool",
+            )
         elif entry.state is State.LENT:
             what = f"was asked to {verb} a connection that is lent to a `with` block"
             hint = "leaving the block returns it"
@@ -332,7 +340,9 @@ class Shell(Generic[C]):
         now = time.monotonic()
         return tuple(self._record(entry, now) for entry in self._lent())
 
-    def _error(self, kind: type[E], what: str, hint: str, *, numbers: str = "", cause: BaseException | None = None) -> E:
+    def _error(
+        self, kind: type[E], what: str, hint: str, *, numbers: str = "", cause: BaseException | None = None
+    ) -> E:
         lines = [f"pool {self._settings.name!r} {what}"]
         lines += [f"  {line}" for line in (numbers, cause and f"last error: {_brief(cause)}", f"hint: {hint}") if line]
         error = kind("\n".join(lines))

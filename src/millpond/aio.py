@@ -10,11 +10,10 @@ import weakref
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from itertools import count
+from random import random
 from time import monotonic
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar, Unpack
-
-from random import random
 
 import anyio
 
@@ -203,7 +202,7 @@ class AsyncPool(Shell[C]):
 
         Known are `postgresql://` (psycopg), `postgresql+asyncpg://`, `sqlite:///` (aiosqlite), `tcp://`, `tls://`, and
         what installed packages add by the entry point group `millpond.async_connectors`. Options that are not settings
-        of the pool go to the connector. `AsyncPool[asyncpg.Connection].from_url(...)` tells a type checker what is lent.
+        of the pool go to the connector. `AsyncPool[asyncpg.Connection].from_url(...)` tells type checkers what is lent.
 
         Raises `ValueError` for a URL that cannot work, `ImportError` for a driver that is not installed.
         """

@@ -403,7 +403,8 @@ class Pool(Shell[C]):
             self._step(self._core.enrol, waiter)
             while not waiter.done:
                 waiter.sleep()
-                if not waiter.done and monotonic() >= waiter.deadline:
+                if monotonic() >= waiter.deadline:
+                    # Nothing changes for one who has been served in the nick of time.
                     self._step(self._core.expire, waiter)
             if waiter.claim is not None:
                 return waiter.claim
@@ -429,6 +430,13 @@ class Pool(Shell[C]):
         super()._begin()
         self._openers = _Crew(self, "opener", Pool._open_one, self._settings.max_opening)
         self._tenders = _Crew(self, "tender", Pool._tend_one, TENDERS)
+
+    def _before_fork(self) -> None:
+        if self._lock._is_owned():  # type: ignore[attr-defined]
+            # A signal handler forks in the middle of a change; the child will do without what it cannot park.
+            return
+        for entry in self._step(self._core.part):
+            self._end(Job(Task.CLOSE, entry, None))
 
     def _hang_bell(self) -> _ThreadBell:
         return _ThreadBell()

@@ -156,9 +156,7 @@ class Bench:
         assert self.core.audit(self.now) == []
         stats = self.core.stats(self.now)
         assert stats.size == len(self.core.entries)
-        assert (
-            stats.idle + stats.lent + stats.opening + stats.checking + stats.resetting + stats.closing == stats.size
-        )
+        assert stats.idle + stats.lent + stats.opening + stats.checking + stats.resetting + stats.closing == stats.size
         assert stats.size <= stats.max_size or stats.closed or stats.size - stats.closing >= 0
 
 

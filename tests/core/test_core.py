@@ -818,6 +818,40 @@ def test_a_loss_that_is_reported_late_changes_nothing() -> None:
     bench.check()
 
 
+def test_what_is_idle_and_cannot_be_parked_is_given_out_for_closing_before_a_fork() -> None:
+    bench = Bench(max_size=3)
+    bare, other, parkable = bench.stock(3)
+    parkable.descriptor = "a descriptor"
+    assert bench.core.part(bench.now) == [bare, other]
+    assert bench.core.chores == 0
+    assert [claim.entry for claim in bench.core.idle] == [parkable]
+    for entry in (bare, other):
+        bench.core.closed(entry, bench.now)
+    bench.check()
+    assert bench.core.closes == {Reason.FORKED: 2}
+
+
+def test_borrowers_may_come_while_a_fork_is_prepared() -> None:
+    bench = Bench(max_size=1)
+
+    class Shrinking(deque["Claim[str]"]):
+        def __len__(self) -> int:
+            return super().__len__() + 1
+
+    (entry,) = bench.stock(1)
+    bench.core.idle = Shrinking(bench.core.idle)
+    assert bench.core.part(bench.now) == [entry]
+
+
+def test_an_open_that_was_cut_short_leaves_no_trace_and_no_outage() -> None:
+    bench = Bench(max_size=1)
+    bench.enrol("caller")
+    bench.core.forgo(bench.start(), bench.now)
+    assert bench.core.outage is None
+    assert bench.core.opens_wanted(bench.now) == 1
+    bench.check()
+
+
 def test_a_claim_without_its_finaliser_dies_quietly() -> None:
     claim: Claim[str] = Claim.__new__(Claim)
     del claim

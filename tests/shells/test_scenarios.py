@@ -155,7 +155,7 @@ async def test_the_pool_finds_the_server_again(make: Make) -> None:
     shell = make(max_size=1)
     down = True
     shell.fake.fail_until(lambda: not down)
-    with pytest.raises(millpond.ConnectFailed, match="nobody|scripted outage"):
+    with pytest.raises(millpond.ConnectFailed, match="scripted outage"):
         await shell.acquire()
     with pytest.raises(millpond.ConnectFailed):
         await shell.acquire()
@@ -307,7 +307,7 @@ async def test_min_size_is_open_without_being_asked_and_warm_waits_for_it(make: 
 async def test_warm_says_when_it_took_too_long(make: Make) -> None:
     shell = make(min_size=1)
     shell.fake.hold()
-    with pytest.raises(millpond.PoolTimeout, match="has 0 of min_size=1 connections open after 0.02 s"):
+    with pytest.raises(millpond.PoolTimeout, match="has 0 of min_size=1 connections open"):
         await shell.call("warm", 0.02)
     shell.fake.let_go()
     await shell.call("warm")
@@ -481,9 +481,13 @@ async def test_a_factory_that_returns_the_same_connection_twice_is_found_out(way
     def close(conn: FakeConnection) -> None: ...
 
     if way == "threads":
-        with millpond.Pool(lambda: conn, close=close, max_size=2, ride_out=False) as pool:
-            with pool.connection(), pytest.raises(millpond.PoolTimeout) as caught, pool.connection(timeout=0.05):
-                ...
+        with (
+            millpond.Pool(lambda: conn, close=close, max_size=2) as pool,
+            pool.connection(),
+            pytest.raises(millpond.PoolTimeout) as caught,
+            pool.connection(timeout=0.05),
+        ):
+            ...
     else:
 
         async def same() -> FakeConnection:

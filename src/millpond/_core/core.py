@@ -197,7 +197,7 @@ class Core(Generic[C]):
             self.settle(now)
 
     def _worth_waiting(self, outage: Outage, now: float) -> bool:
-        """Whether a caller who comes during an outage may wait: for the attempt under way, or for a connection on loan."""
+        """Whether one who comes during an outage may wait: for the attempt under way, or for a connection on loan."""
         if self._n_opening:
             return True
         if (self.settings.ride_out and not outage.refused) or self._any_sound():
@@ -443,7 +443,7 @@ class Core(Generic[C]):
         self._greet_warm()
 
     def open_failed(self, claim: Claim[C], error: BaseException, refused: bool, jitter: float, now: float) -> None:
-        """Note that an open has failed, and tell those who wait for nothing else. `jitter` is random, from 0 up to 1."""
+        """Note that an open has failed, and tell those who wait for nothing else. `jitter` is from 0 up to 1."""
         self._forgo(claim.entry)
         claim.lost = None
         self.open_failures += 1
@@ -458,6 +458,26 @@ class Core(Generic[C]):
             self._wake_all(self.warming, Refusal.DOWN)
         self._set_gate()
         self._greet_drained()
+
+    def part(self, now: float) -> list[Entry[C]]:
+        """Give out for closing, at once, all idle connections that a fork would share and that cannot be parked."""
+        parted = []
+        for _ in range(len(self.idle)):
+            try:
+                claim = self.idle.popleft()
+            except IndexError:
+                break
+            entry = claim.entry
+            if entry.descriptor is None:
+                self._end(entry, Reason.FORKED, abandon=False)
+                self._jobs.pop()
+                entry.queued = True
+                claim.lost = None
+                parted.append(entry)
+            else:
+                self.idle.append(claim)
+        self.settle(now)
+        return parted
 
     def forgo(self, claim: Claim[C], now: float) -> None:
         """Give an open up that was cut short by no fault of the server's."""
@@ -549,7 +569,9 @@ class Core(Generic[C]):
         """Change an entry's state, with the counters that follow from it."""
         old = entry.state
         if state not in TRANSITIONS[old]:
-            raise AssertionError(f"{entry!r} cannot become {state.value}: this is a defect of millpond, please report it")
+            raise AssertionError(
+                f"{entry!r} cannot become {state.value}: this is a defect of millpond, please report it"
+            )
         entry.state = state
         if old is State.OPENING:
             self._n_opening -= 1

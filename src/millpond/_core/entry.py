@@ -51,6 +51,7 @@ class Reason(enum.Enum):
     REFRESHED = "refreshed"
     SURPLUS = "surplus"
     LOST = "lost"
+    FORKED = "forked"
     POOL_CLOSED = "pool closed"
 
 

@@ -43,9 +43,9 @@ class Lease(_Base[C]):
     connection and has its place back.
 
     This is the hot path, and the one part of the core that runs without the lock. It needs none, because it does one
-    atomic operation on the deque of the idle: a borrower pops, unless somebody waits; a returner appends, and then looks
-    whether somebody waits. A waiter raises `gate` first and looks at the deque afterwards (`Core.settle`). So of a
-    waiter and a returner who miss each other's first step, one sees the other's second.
+    atomic operation on the deque of the idle: a borrower pops, unless somebody waits; a returner appends, and then
+    looks whether somebody waits. A waiter raises `gate` first and looks at the deque afterwards (`Core.settle`). So of
+    a waiter and a returner who miss each other's first step, one sees the other's second.
 
     A borrow reads the clock once. Only so is it certain that a process that was stopped (SIGSTOP, a paused container)
     does not lend what died meanwhile, before the watcher or the ticker has had a turn.
@@ -60,9 +60,9 @@ class Lease(_Base[C]):
     _timeout: float | None
     _claim: Claim[C] | None
 
-    if not TYPE_CHECKING:
+    if not TYPE_CHECKING:  # pragma: no branch
 
-        def __class_getitem__(cls, item):
+        def __class_getitem__(cls, item: object) -> type:
             return cls
 
     def enter(self) -> C | None:
@@ -129,7 +129,8 @@ def let_go(cut: BaseException) -> None:
     """Take the claims out of the frames that an exception has cut short.
 
     The exception keeps its traceback, that the frames, and those what they worked on: whoever keeps the exception
-    would keep the connection. A claim that is nowhere else dies here and is reported; one that had reached its place lives.
+    would keep the connection. A claim that is nowhere else dies here and is reported; one that had reached its place
+    lives.
     """
     trace = cut.__traceback__
     while trace is not None:

@@ -47,13 +47,13 @@ class Settings:
     max_waiting: int | None = None
     """How many callers may wait at once; None means any number. The next one gets `PoolFull` at once."""
     max_opening: int = 3
-    """How many connections may be in the making at once, so that a burst of callers does not become a burst of logins."""
+    """How many connections may be in the making at once, so that a burst of callers is not a burst of logins."""
     connect_timeout: float = 10.0
     """How long one exchange of the pool's own with the server may take: an open, a check, a reset."""
     max_idle: float = 600.0
     """How long a connection beyond `min_size` may lie idle before it is closed."""
     max_lifetime: float = 3600.0
-    """How old a connection may become; each one's own limit is up to a tenth shorter, so that they do not all end at once."""
+    """How old a connection may become; each one's own limit is up to a tenth shorter, so that they end one by one."""
     max_uses: int | None = None
     """How often a connection may be lent; None means any number of times."""
     check_after: float = 30.0
