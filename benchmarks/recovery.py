@@ -43,7 +43,7 @@ class Witness:
             self._epoll.register(descriptor, HANG_UP | select.EPOLLET)
         self._count = len(descriptors)
         self._struck_off = struck_off
-        self.died: list[float] = []
+        self.died: dict[int, float] = {}
         self.known: list[float] = []
         self._thread = threading.Thread(target=self._watch)
         self._thread.start()
@@ -52,7 +52,8 @@ class Witness:
         deadline = time.monotonic() + 10
         while len(self.known) < self._count and time.monotonic() < deadline:
             events = self._epoll.poll(0.0002)
-            self.died += [time.monotonic()] * len(events)
+            for descriptor, _ in events:
+                self.died.setdefault(descriptor, time.monotonic())
             self.known += [time.monotonic()] * (self._struck_off() - len(self.known))
 
     def delay(self) -> float:
@@ -61,7 +62,7 @@ class Witness:
         self._epoll.close()
         assert len(self.known) == self._count, "the pool does not know"
         # A descriptor that the pool has closed before the witness looked is no longer in the epoll.
-        died = self.died + self.known[len(self.died) :]
+        died = [*self.died.values(), *self.known[len(self.died) :]]
         return max(known - seen for known, seen in zip(self.known, died, strict=True))
 
 

@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from millpond.connector import AsyncConnector, Condition, Connector
-from millpond.connectors.factory import AsyncFactory, Factory
+from millpond.connectors.factory import AsyncFactory, Factory, begin
 
 CLEAN, DIRTY, BROKEN = Condition
 
@@ -221,3 +221,12 @@ async def test_abandoning_begins_an_async_close_and_does_not_wait() -> None:
     AsyncFactory(AsyncThing).abandon(conn)
     assert conn.started
     assert not conn.finished
+
+
+def test_an_async_close_that_does_not_wait_is_done_at_once() -> None:
+    async def close() -> None:
+        closed.append(1)
+
+    closed: list[int] = []
+    begin(close())
+    assert closed

@@ -220,6 +220,8 @@ def begin(closing: Coroutine[Any, Any, object]) -> None:
     """Run an async close up to its first wait: what frees a transport comes before the wait for it to be gone."""
     try:
         closing.send(None)
+    except StopIteration:
+        pass  # it had nothing to wait for
     finally:
         closing.close()
 

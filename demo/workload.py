@@ -1,0 +1,154 @@
+"""The workload: callers who do short transactions, each on a connection of its own or on one that a pool lends."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from dataclasses import dataclass, field
+from functools import partial
+from time import monotonic
+from typing import Any, Final, NamedTuple
+
+import psycopg
+
+import millpond
+
+__all__ = ["CALLERS", "CONNECTIONS", "SCHEMA", "Attempt", "Blow", "Run", "in_tasks", "in_threads"]
+
+CALLERS: Final = 16
+CONNECTIONS: Final = 8
+THINK: Final = 0.004
+"""Seconds that a caller does something else between two transactions, so that now and then a connection lies idle."""
+REST: Final = 0.05
+"""Seconds that a caller waits after an error before it tries again."""
+
+SCHEMA: Final = "create table orders (id bigint generated always as identity primary key, caller int, amount int)"
+INSERT: Final = "insert into orders (caller, amount) values (%s, %s) returning id"
+SELECT: Final = "select amount from orders where id = %s"
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+AsyncConnection = psycopg.AsyncConnection[tuple[Any, ...]]
+
+
+class Attempt(NamedTuple):
+    """One transaction that a caller wanted, in moments of the monotonic clock."""
+
+    asked: float
+    """When it asked for a connection."""
+    got: float
+    """When it had one; infinity if it never had."""
+    finished: float
+    backend: int
+    """The process id of the server's end of the connection; 0 if it had none."""
+    error: str | None
+
+
+class Blow(NamedTuple):
+    """Something bad that was done to the server."""
+
+    kind: str
+    at: float
+    """When the order was given."""
+    down: float
+    """From when on a transaction that succeeds shows that callers are served again."""
+    back: float
+    """When the server could serve again."""
+    gone: dict[int, float]
+    """When each of the server's processes that served a connection was seen to be gone."""
+
+
+@dataclass
+class Run:
+    """One way of working: what every caller met, and what was done to the server meanwhile."""
+
+    title: str
+    pooled: bool
+    work: Callable[[Run, str, threading.Event], None]
+    began: float = 0.0
+    ended: float = 0.0
+    callers: list[list[Attempt]] = field(default_factory=lambda: [[] for _ in range(CALLERS)])
+    blows: list[Blow] = field(default_factory=list)
+    opened: int = 0
+    """How many connections it has opened; known at its end."""
+
+    def attempts(self) -> list[Attempt]:
+        """Return what all callers have met so far."""
+        return [attempt for met in self.callers for attempt in tuple(met)]
+
+
+def in_threads(run: Run, url: str, stop: threading.Event) -> None:
+    """Let every caller be a thread, until told to stop."""
+    if not run.pooled:
+        _threads(run, partial(psycopg.connect, url), stop)
+        run.opened = sum(attempt.backend != 0 for attempt in run.attempts())
+        return
+    with millpond.Pool[Connection].from_url(url, name=run.title, max_size=CONNECTIONS, ride_out=True) as pool:
+        _threads(run, pool.connection, stop, pool.close)
+        run.opened = pool.stats().opens
+
+
+def _threads(
+    run: Run,
+    lend: Callable[[], AbstractContextManager[Connection]],
+    stop: threading.Event,
+    close: Callable[[], None] = lambda: None,
+) -> None:
+    with ThreadPoolExecutor(CALLERS) as executor:
+        callers = [executor.submit(_call, lend, number, met, stop) for number, met in enumerate(run.callers)]
+        stop.wait()
+        close()
+    for caller in callers:
+        caller.result()
+
+
+def _call(
+    lend: Callable[[], AbstractContextManager[Connection]], number: int, met: list[Attempt], stop: threading.Event
+) -> None:
+    while not stop.is_set():
+        asked, got, backend, error = monotonic(), float("inf"), 0, None
+        try:
+            with lend() as conn:
+                got, backend = monotonic(), conn.info.backend_pid
+                with conn.transaction():
+                    [order] = conn.execute(INSERT, (number, len(met))).fetchone() or (None,)
+                    conn.execute(SELECT, (order,)).fetchone()
+        except millpond.PoolClosed:
+            return
+        except (psycopg.Error, millpond.PoolError) as failure:
+            error = str(failure)
+        met.append(Attempt(asked, got, monotonic(), backend, error))
+        time.sleep(REST if error else THINK)
+
+
+def in_tasks(run: Run, url: str, stop: threading.Event) -> None:
+    """Let every caller be an asyncio task, until told to stop."""
+    asyncio.run(_in_tasks(run, url, stop))
+
+
+async def _in_tasks(run: Run, url: str, stop: threading.Event) -> None:
+    if not run.pooled:
+        await _tasks(run, partial(_connect, url), stop)
+        run.opened = sum(attempt.backend != 0 for attempt in run.attempts())
+        return
+    pool = millpond.AsyncPool[AsyncConnection].from_url(url, name=run.title, max_size=CONNECTIONS, ride_out=True)
+    async with pool:
+        await _tasks(run, pool.connection, stop, pool)
+        run.opened = pool.stats().opens
+
+
+class _connect(AbstractAsyncContextManager[AsyncConnection]):  # noqa: N801 - it is called like psycopg.connect
+    """What `psycopg.connect` is to `with`, for `async with`."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    async def __aenter__(self) -> AsyncConnection:
+        self._conn = await psycopg.AsyncConnection.connect(self._url)
+        return self._conn
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._conn.close()
