@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from time import monotonic
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import psycopg
 
@@ -50,7 +51,7 @@ class Attempt(NamedTuple):
 class Blow(NamedTuple):
     """Something bad that was done to the server."""
 
-    kind: str
+    kind: Literal["kill", "kill at rest", "restart"]
     at: float
     """When the order was given."""
     down: float
@@ -72,8 +73,10 @@ class Run:
     ended: float = 0.0
     callers: list[list[Attempt]] = field(default_factory=lambda: [[] for _ in range(CALLERS)])
     blows: list[Blow] = field(default_factory=list)
+    resting: bool = False
+    """Whether all callers are to rest between two transactions."""
     opened: int = 0
-    """How many connections it has opened; known at its end."""
+    """How many connections it opened; known when it has ended."""
 
     def attempts(self) -> list[Attempt]:
         """Return what all callers have met so far."""
@@ -82,46 +85,13 @@ class Run:
 
 def in_threads(run: Run, url: str, stop: threading.Event) -> None:
     """Let every caller be a thread, until told to stop."""
-    if not run.pooled:
-        _threads(run, partial(psycopg.connect, url), stop)
+    if run.pooled:
+        with millpond.Pool[Connection].from_url(url, name=run.title, max_size=CONNECTIONS, ride_out=True) as pool:
+            _all_threads(run, pool.connection, stop, pool.close)
+            run.opened = pool.stats().opens
+    else:
+        _all_threads(run, partial(psycopg.connect, url), stop)
         run.opened = sum(attempt.backend != 0 for attempt in run.attempts())
-        return
-    with millpond.Pool[Connection].from_url(url, name=run.title, max_size=CONNECTIONS, ride_out=True) as pool:
-        _threads(run, pool.connection, stop, pool.close)
-        run.opened = pool.stats().opens
-
-
-def _threads(
-    run: Run,
-    lend: Callable[[], AbstractContextManager[Connection]],
-    stop: threading.Event,
-    close: Callable[[], None] = lambda: None,
-) -> None:
-    with ThreadPoolExecutor(CALLERS) as executor:
-        callers = [executor.submit(_call, lend, number, met, stop) for number, met in enumerate(run.callers)]
-        stop.wait()
-        close()
-    for caller in callers:
-        caller.result()
-
-
-def _call(
-    lend: Callable[[], AbstractContextManager[Connection]], number: int, met: list[Attempt], stop: threading.Event
-) -> None:
-    while not stop.is_set():
-        asked, got, backend, error = monotonic(), float("inf"), 0, None
-        try:
-            with lend() as conn:
-                got, backend = monotonic(), conn.info.backend_pid
-                with conn.transaction():
-                    [order] = conn.execute(INSERT, (number, len(met))).fetchone() or (None,)
-                    conn.execute(SELECT, (order,)).fetchone()
-        except millpond.PoolClosed:
-            return
-        except (psycopg.Error, millpond.PoolError) as failure:
-            error = str(failure)
-        met.append(Attempt(asked, got, monotonic(), backend, error))
-        time.sleep(REST if error else THINK)
 
 
 def in_tasks(run: Run, url: str, stop: threading.Event) -> None:
@@ -129,26 +99,95 @@ def in_tasks(run: Run, url: str, stop: threading.Event) -> None:
     asyncio.run(_in_tasks(run, url, stop))
 
 
+def _all_threads(
+    run: Run,
+    lend: Callable[[], AbstractContextManager[Connection]],
+    stop: threading.Event,
+    close: Callable[[], object] | None = None,
+) -> None:
+    with ThreadPoolExecutor(CALLERS) as executor:
+        callers = [executor.submit(_thread, run, lend, number, stop) for number in range(CALLERS)]
+        stop.wait()
+        if close:
+            close()  # callers who still wait for a connection need not
+    for caller in callers:
+        caller.result()
+
+
+def _thread(
+    run: Run, lend: Callable[[], AbstractContextManager[Connection]], number: int, stop: threading.Event
+) -> None:
+    met = run.callers[number]
+    while not stop.is_set():
+        asked, got, backend, error = monotonic(), math.inf, 0, None
+        try:
+            with lend() as conn:
+                got, backend = monotonic(), conn.info.backend_pid
+                with conn.transaction():
+                    order = conn.execute(INSERT, (number, len(met))).fetchone()
+                    conn.execute(SELECT, order).fetchone()
+        except millpond.PoolClosed:
+            return
+        except (psycopg.Error, millpond.PoolError) as failure:
+            error = _brief(failure)
+        met.append(Attempt(asked, got, monotonic(), backend, error))
+        time.sleep(REST if error else THINK)
+        while run.resting:
+            time.sleep(THINK)
+
+
 async def _in_tasks(run: Run, url: str, stop: threading.Event) -> None:
-    if not run.pooled:
-        await _tasks(run, partial(_connect, url), stop)
+    if run.pooled:
+        pool = millpond.AsyncPool[AsyncConnection].from_url(url, name=run.title, max_size=CONNECTIONS, ride_out=True)
+        async with pool:
+            await _all_tasks(run, pool.connection, stop, pool.close)
+            run.opened = pool.stats().opens
+    else:
+        await _all_tasks(run, partial(_connect, url), stop)
         run.opened = sum(attempt.backend != 0 for attempt in run.attempts())
-        return
-    pool = millpond.AsyncPool[AsyncConnection].from_url(url, name=run.title, max_size=CONNECTIONS, ride_out=True)
-    async with pool:
-        await _tasks(run, pool.connection, stop, pool)
-        run.opened = pool.stats().opens
 
 
-class _connect(AbstractAsyncContextManager[AsyncConnection]):  # noqa: N801 - it is called like psycopg.connect
-    """What `psycopg.connect` is to `with`, for `async with`."""
+async def _all_tasks(
+    run: Run,
+    lend: Callable[[], AbstractAsyncContextManager[AsyncConnection]],
+    stop: threading.Event,
+    close: Callable[[], Awaitable[object]] | None = None,
+) -> None:
+    async with asyncio.TaskGroup() as callers:
+        for number in range(CALLERS):
+            callers.create_task(_task(run, lend, number, stop))
+        await asyncio.to_thread(stop.wait)
+        if close:
+            await close()
 
-    def __init__(self, url: str) -> None:
-        self._url = url
 
-    async def __aenter__(self) -> AsyncConnection:
-        self._conn = await psycopg.AsyncConnection.connect(self._url)
-        return self._conn
+async def _task(
+    run: Run, lend: Callable[[], AbstractAsyncContextManager[AsyncConnection]], number: int, stop: threading.Event
+) -> None:
+    met = run.callers[number]
+    while not stop.is_set():
+        asked, got, backend, error = monotonic(), math.inf, 0, None
+        try:
+            async with lend() as conn:
+                got, backend = monotonic(), conn.info.backend_pid
+                async with conn.transaction():
+                    order = await (await conn.execute(INSERT, (number, len(met)))).fetchone()
+                    await (await conn.execute(SELECT, order)).fetchone()
+        except millpond.PoolClosed:
+            return
+        except (psycopg.Error, millpond.PoolError) as failure:
+            error = _brief(failure)
+        met.append(Attempt(asked, got, monotonic(), backend, error))
+        await asyncio.sleep(REST if error else THINK)
+        while run.resting:
+            await asyncio.sleep(THINK)
 
-    async def __aexit__(self, *_: object) -> None:
-        await self._conn.close()
+
+@asynccontextmanager
+async def _connect(url: str) -> AsyncIterator[AsyncConnection]:
+    async with await psycopg.AsyncConnection.connect(url) as conn:
+        yield conn
+
+
+def _brief(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -372,15 +372,17 @@ def test_a_connection_class_makes_the_connections(postgres: Postgres, reset: Lit
         assert conn.execute("select 1 as one").fetchone() == {"one": "1"}
 
 
-def test_a_notified_session_listens_no_more(connector: Psycopg[TupleRow], conn: Conn) -> None:
-    conn.autocommit = True
-    conn.execute("listen news")
-    conn.execute("notify news")
-    assert connector.inspect(conn, None) is DIRTY
-    connector.reset(conn, 5)
-    assert connector.inspect(conn, None) is CLEAN
-    assert conn.execute("select pg_listening_channels()").fetchall() == []
-    assert list(conn.notifies(timeout=0)) == []
+def test_a_notified_session_listens_no_more(postgres: Postgres) -> None:
+    connector = Psycopg(postgres.url, autocommit=True)
+    with opened(connector) as conn:
+        conn.execute("listen news")
+        assert connector.inspect(conn, None) is CLEAN
+        conn.execute("notify news")
+        assert connector.inspect(conn, None) is DIRTY
+        connector.reset(conn, 5)
+        assert connector.inspect(conn, None) is CLEAN
+        assert conn.execute("select pg_listening_channels()").fetchall() == []
+        assert list(conn.notifies(timeout=0)) == []
 
 
 def test_a_connection_with_an_unread_notification_is_not_alive(
@@ -391,6 +393,8 @@ def test_a_connection_with_an_unread_notification_is_not_alive(
     assert connector.alive(conn)
     postgres.execute("notify news")
     wait_until_readable(conn)
+    assert not connector.alive(conn)
+    conn.pgconn.consume_input()  # now it is in libpq, no longer in the socket
     assert not connector.alive(conn)
 
 
@@ -428,6 +432,7 @@ def test_a_session_reset_leaves_nothing_of_the_session(postgres: Postgres) -> No
         fresh = conn.execute(LEFT, prepare=False).fetchone()
         spoil(conn)
         spoilt = conn.execute(LEFT, prepare=False).fetchone()
+        conn.commit()  # a rollback would make psycopg forget its prepared statements
         assert fresh is not None
         assert spoilt is not None
         assert all(before != after for before, after in zip(fresh, spoilt, strict=True))
@@ -707,16 +712,23 @@ def test_a_refusal_is_told_from_a_failure(postgres: Postgres) -> None:
 
 
 @pytest.mark.parametrize(
-    ("state", "words"),
+    ("state", "words", "refused"),
     [
-        ("57P03", "the database system is starting up"),
-        ("53300", "sorry, too many clients already"),
-        ("53300", "remaining connection slots are reserved for roles with the SUPERUSER attribute"),
-        ("57P03", 'the database system is not yet accepting connections for "password"'),
+        ("57P03", "the database system is starting up", False),
+        ("57P03", "the database system is not yet accepting connections", False),
+        ("53300", "sorry, too many clients already", False),
+        ("53300", "remaining connection slots are reserved for roles with the SUPERUSER attribute", False),
+        ("53300", 'too many connections for role "me"', False),
+        ("58000", 'could not open file "base/1"', False),
+        ("28000", 'role "me" does not exist', True),
+        ("28000", 'no pg_hba.conf entry for host "10.0.0.1", user "me", database "app", no encryption', True),
+        ("28000", 'pg_hba.conf rejects connection for host "10.0.0.1", user "me", database "app"', True),
+        ("28000", 'Peer authentication failed for user "me"', True),
+        ("55000", 'database "app" is not currently accepting connections', True),
     ],
 )
-def test_a_server_that_is_not_ready_is_no_refusal(state: str, words: str) -> None:
-    """It speaks as PostgreSQL does, for these states pass too quickly."""
+def test_the_server_is_taken_at_its_word(state: str, words: str, refused: bool) -> None:
+    """A stand-in speaks as PostgreSQL does: these states pass too quickly, or need a server of their own."""
 
     def serve() -> None:
         client = server.accept()[0]
@@ -732,7 +744,7 @@ def test_a_server_that_is_not_ready_is_no_refusal(state: str, words: str) -> Non
         failure = failure_of(connector)
         speaker.join()
     assert words in str(failure)
-    assert not connector.refused(failure)
+    assert connector.refused(failure) is refused
 
 
 # Secrets, types, drivers
@@ -797,6 +809,26 @@ async def test_a_cancelled_open_leaves_no_socket(postgres: Postgres, proxy: Wire
     wire.heal()
     await asyncio.to_thread(wire.wait_until_live, 0)
     assert isinstance(cancelled.value, asyncio.CancelledError)  # still held, and with it its traceback
+
+
+def test_an_interrupted_open_leaves_no_socket(postgres: Postgres, proxy: Wire) -> None:
+    wire = proxy(postgres.host, postgres.port)
+    wire.black_hole()
+    connector = Psycopg(wire.url_for(postgres.url))
+
+    def strike() -> None:
+        wire.wait_until_accepted(1)
+        signal.pthread_kill(main, signal.SIGINT)
+
+    main = threading.get_ident()
+    striker = threading.Thread(target=strike)
+    striker.start()
+    with pytest.raises(KeyboardInterrupt) as struck:
+        connector.open(60)
+    striker.join()
+    wire.heal()
+    wire.wait_until_live(0)
+    assert isinstance(struck.value, KeyboardInterrupt)  # still held, and with it its traceback
 
 
 def test_closing_is_quiet(connector: Psycopg[TupleRow]) -> None:

@@ -171,23 +171,23 @@ def test_a_file_is_in_wal_mode_unless_told_otherwise(tmp_path: Path) -> None:
         connector.close(conn)
 
 
-def test_many_can_open_a_new_file_at_once(path: Path) -> None:
-    connector = Sqlite(path)
+def test_many_can_open_a_new_file_at_once(tmp_path: Path) -> None:
     failures: list[BaseException] = []
-    ready = threading.Barrier(8)
 
-    def use() -> None:
+    def use(connector: Sqlite, ready: threading.Barrier) -> None:
         ready.wait()
         try:
             connector.close(connector.open(5))
         except BaseException as exc:
             failures.append(exc)
 
-    threads = [threading.Thread(target=use) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    for number in range(10):
+        connector, ready = Sqlite(tmp_path / str(number)), threading.Barrier(8)
+        threads = [threading.Thread(target=use, args=(connector, ready)) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
     assert failures == []
 
 
@@ -278,7 +278,11 @@ def test_a_connection_to_a_replaced_file_is_not_alive(
     assert not connector.alive(conn)
 
 
-def test_a_read_only_database_can_be_opened(path: Path, conn: sqlite3.Connection) -> None:
+def test_a_read_only_database_can_be_opened(path: Path) -> None:
+    with sqlite3.connect(path) as conn:
+        conn.execute("create table work (x int)")
+        conn.executemany("insert into work values (?)", [(x,) for x in range(10)])
+    conn.close()
     connector = Sqlite(f"file:{path}?mode=ro")
     ours = connector.open(5)
     assert ours.execute("select count(*) from work").fetchone() == (10,)

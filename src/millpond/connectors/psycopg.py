@@ -97,7 +97,7 @@ def _until(deadline: float, steps: Generator[S, Any, T]) -> Generator[S, Any, T]
         result: T = done.value
         return result
     finally:
-        steps.close()  # frees a half-open connection now, not when the traceback goes
+        steps.close()  # the half-open connection goes now, not with the traceback
 
 
 def _copy(adapters: AdaptersMap | None) -> AdaptersMap | None:
@@ -162,7 +162,6 @@ class _Inspection(Generic[C]):
             # When it is collected, a transaction() that was never left rolls back whatever is open by then.
             or conn._num_transactions
             or conn._tpc is not None
-            or conn._pipeline is not None
             or pgconn.pipeline_status
         ):
             return BROKEN
@@ -357,7 +356,7 @@ class Psycopg(_Inspection["psycopg.Connection[R]"], Generic[R]):
             except psycopg.Error as exc:
                 failure = exc.with_traceback(None)
             finally:
-                attempt.close()  # if it was interrupted, the half-open connection goes now
+                attempt.close()  # it may have been interrupted
         assert failure is not None
         raise failure
 
@@ -447,7 +446,7 @@ class AsyncPsycopg(_Inspection["psycopg.AsyncConnection[R]"], Generic[R]):
             except psycopg.Error as exc:
                 failure = exc.with_traceback(None)
             finally:
-                attempt.close()  # if it was interrupted, the half-open connection goes now
+                attempt.close()  # it may have been interrupted
         assert failure is not None
         raise failure
 

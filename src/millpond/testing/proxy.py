@@ -44,9 +44,8 @@ class _Flow:
     """One direction of a carried connection: what has been read on one side and is still to be written on the other."""
 
     def __init__(self) -> None:
-        self.held: deque[tuple[float, bytes | _Reset]] = (
-            deque()
-        )  # when it is due at the earliest, and what; no bytes mean the end
+        # When it is due at the earliest, and what; no bytes mean the end.
+        self.held: deque[tuple[float, bytes | _Reset]] = deque()
         self.size = 0
         self.ended = False
         self.shut = False

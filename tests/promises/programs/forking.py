@@ -1,0 +1,174 @@
+"""Forks with connections idle and on loan; the child borrows and ends in one of several ways; the parent looks after its own.
+
+    python forking.py KIND TARGET WAY
+
+KIND is psycopg, asyncpg, sqlite or socket; TARGET a URL, a path or host:port. It prints, as JSON, who is connected, waits for a
+line, and is then done. WAY is how the child ends:
+exit (sys.exit), _exit (os._exit), close (it closes every inherited connection, then exits), leave (it leaves the block that the
+parent's thread is in and releases what that has acquired), pool (it closes the pool), process (multiprocessing), use (it tries to use an inherited one).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import multiprocessing
+import os
+import sys
+import warnings
+from typing import Any
+
+from millpond import AsyncPool, Pool
+from millpond.connectors.asyncpg import Asyncpg
+from millpond.connectors.psycopg import Psycopg
+from millpond.connectors.sockets import Socket
+from millpond.connectors.sqlite import Sqlite
+
+IDLE = 3
+
+
+def ask(kind: str, conn: Any) -> int:
+    """Do a round trip; return what identifies the connection to the other side."""
+    if kind == "psycopg":
+        [pid] = conn.execute("select pg_backend_pid()").fetchone()
+        conn.rollback()
+        return int(pid)
+    if kind == "sqlite":
+        conn.execute("insert into visits values (?)", (os.getpid(),))
+        conn.commit()
+        return id(conn)
+    conn.sendall(b"who\n")
+    return int(conn.recv(100))
+
+
+def make(kind: str, target: str) -> Pool[Any]:
+    """Make the pool."""
+    connector: Any
+    if kind == "psycopg":
+        connector = Psycopg(target)
+    elif kind == "sqlite":
+        connector = Sqlite(target)
+    else:
+        host, _, port = target.partition(":")
+        connector = Socket(host, int(port))
+    return Pool(connector, max_size=10)
+
+
+def parent_of(kind: str, target: str, way: str) -> None:
+    """Be the parent, and in the child the child."""
+    pool = make(kind, target)
+    if kind == "sqlite":
+        with pool.connection() as conn:
+            conn.execute("create table visits (pid integer)")
+    conns = [pool.acquire() for _ in range(IDLE + 2)]
+    for conn in conns[:IDLE]:
+        pool.release(conn)
+    pool.release(conns[-1])
+    with pool.connection() as lent:
+        assert lent is conns[-1]
+        acquired = conns[-2]
+        before = sorted(ask(kind, conn) for conn in conns)
+
+        def child() -> None:
+            with pool.connection() as own:
+                assert own not in conns
+                assert ask(kind, own) not in before or kind == "sqlite"
+            if way == "close":
+                for conn in conns:
+                    with contextlib.suppress(Exception):
+                        conn.close()
+            elif way == "pool":
+                pool.close()
+            elif way == "use" and kind != "sqlite":
+                try:
+                    ask(kind, lent)
+                except Exception:
+                    return
+                raise AssertionError("an inherited connection still works")
+
+        if way == "process":
+            process = multiprocessing.get_context("fork").Process(target=child)
+            process.start()
+            process.join()
+            status = process.exitcode
+        else:
+            pid = os.fork()
+            if pid == 0:
+                child()
+                if way == "_exit":
+                    os._exit(0)
+                if way == "leave":
+                    pool.release(acquired)
+                    return
+                sys.exit(0)
+            status = os.waitpid(pid, 0)[1]
+        pool.release(acquired)
+        # An idle connection to SQLite is closed before a fork: its child could not be kept from its locks.
+        kept = conns[IDLE:] if kind == "sqlite" else conns
+        after = sorted(ask(kind, conn) for conn in kept)
+    # Those that were idle are still the pool's to lend.
+    lent_again = [pool.acquire() for _ in conns]
+    stats = pool.stats()
+    told = {
+        "before": before,
+        "after": after,
+        "child": status,
+        "again": sorted(ask(kind, conn) for conn in lent_again),
+        "opens": stats.opens,
+    }
+    print(json.dumps(told), flush=True)
+    sys.stdin.readline()
+    for conn in lent_again:
+        pool.release(conn)
+    pool.close()
+
+
+async def tasks(target: str) -> None:
+    """Be the parent in an event loop; the child runs a loop of its own."""
+    pool = AsyncPool[Any](Asyncpg(target), max_size=10)
+    conns = [await pool.acquire() for _ in range(IDLE + 1)]
+    for conn in conns[1:]:
+        pool.release(conn)
+
+    async def who(conn: Any) -> int:
+        return int(await conn.fetchval("select pg_backend_pid()"))
+
+    before = sorted([await who(conn) for conn in conns])
+    pid = os.fork()
+    if pid == 0:
+
+        async def child() -> None:
+            async with pool.connection() as own:
+                assert await who(own) not in before
+            await pool.close()
+
+        asyncio.run(child())
+        for conn in conns:
+            conn.terminate()
+        os._exit(0)
+    status = (await asyncio.to_thread(os.waitpid, pid, 0))[1]
+    after = sorted([await who(conn) for conn in conns])
+    pool.release(conns[0])
+    again = [await pool.acquire() for _ in conns]
+    told = {
+        "before": before,
+        "after": after,
+        "child": status,
+        "again": sorted([await who(conn) for conn in again]),
+        "opens": pool.stats().opens,
+    }
+    print(json.dumps(told), flush=True)
+    await asyncio.to_thread(sys.stdin.readline)
+    for conn in again:
+        pool.release(conn)
+    await pool.close()
+
+
+if __name__ == "__main__":
+    # Python 3.12 and later warn of a fork in a process with threads: that is what is tried here.
+    warnings.simplefilter("ignore", DeprecationWarning)
+    if sys.argv[1] == "asyncpg":
+        asyncio.run(tasks(sys.argv[2]))
+    else:
+        parent_of(*sys.argv[1:])

@@ -1,0 +1,290 @@
+"""After a fork the child has connections of its own, and the parent's are unharmed: the server hears no goodbye."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from millpond import Pool, PoolError
+from millpond.connectors.sqlite import Sqlite
+from millpond.testing import FakeConnector, Postgres, Proxy
+
+from .patience import assert_whole
+
+PROGRAM = Path(__file__).parent / "programs" / "forking.py"
+WAYS = ["exit", "_exit", "close", "leave", "pool", "process", "use"]
+TERMINATE = b"X\0\0\0\4"
+
+Wire = Callable[[str, int], Proxy]
+
+
+@pytest.fixture(scope="module")
+def encrypted() -> Iterator[Postgres]:
+    with Postgres(tls=True) as server:
+        yield server
+
+
+@contextmanager
+def forked(kind: str, target: str, way: str) -> Iterator[dict[str, Any]]:
+    """Run the program up to the point where the child has ended and the parent has used all it had."""
+    with subprocess.Popen(
+        [sys.executable, str(PROGRAM), kind, target, way],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as program:
+        try:
+            assert program.stdout is not None
+            assert program.stderr is not None
+            line = program.stdout.readline()
+            assert line, program.stderr.read()
+            yield json.loads(line)
+            _, said = program.communicate("\n", timeout=10)
+            assert said == ""
+            assert program.returncode == 0
+        finally:
+            program.kill()
+
+
+def assert_unharmed(told: dict[str, Any]) -> None:
+    assert told["child"] == 0
+    assert told["before"] == told["after"] == told["again"]
+    assert told["opens"] == len(told["before"])
+
+
+def goodbyes(postgres: Postgres, told: dict[str, Any]) -> list[str]:
+    """What the server has logged of the ends of these connections."""
+    backends = {f"[{pid}]" for pid in told["before"]}
+    return [line for line in postgres.log().splitlines() if any(pid in line for pid in backends) and "disconnection" in line]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_parents_postgres_connections_outlive_the_child(postgres: Postgres, proxy: Wire, way: str) -> None:
+    wire = proxy(postgres.host, postgres.port)
+    with forked("psycopg", wire.url_for(postgres.url) + "?sslmode=disable&gssencmode=disable", way) as told:
+        assert_unharmed(told)
+        assert goodbyes(postgres, told) == []
+        sent = wire.sent_by_client()
+        # The first five are the parent's; the child's own says goodbye.
+        assert [TERMINATE in each for each in sent[:5]] == [False] * 5
+        assert wire.live >= 5
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_parents_encrypted_connections_outlive_the_child(encrypted: Postgres, way: str) -> None:
+    with forked("psycopg", encrypted.url, way) as told:
+        assert_unharmed(told)
+        assert goodbyes(encrypted, told) == []
+
+
+def test_the_connections_of_a_parent_that_is_a_loop_outlive_the_child(postgres: Postgres) -> None:
+    with forked("asyncpg", postgres.url, "") as told:
+        assert_unharmed(told)
+        assert goodbyes(postgres, told) == []
+
+
+@pytest.fixture
+def registrar() -> Iterator[int]:
+    """A server that tells each connection its number; returns its port."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        stop, stopping = socket.socketpair()
+
+        def serve() -> None:
+            numbers: dict[socket.socket, int] = {}
+            while True:
+                ready, _, _ = select.select([listener, stop, *numbers], [], [])
+                if stop in ready:
+                    break
+                for each in ready:
+                    if each is listener:
+                        numbers[listener.accept()[0]] = len(numbers) + 1
+                        continue
+                    try:
+                        said = each.recv(100)
+                    except OSError:
+                        said = b""
+                    if said:
+                        each.sendall(b"%d" % numbers[each])
+                    else:
+                        del numbers[each]
+                        each.close()
+            for each in numbers:
+                each.close()
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield listener.getsockname()[1]
+        stopping.send(b"!")
+        thread.join()
+        stop.close()
+        stopping.close()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_parents_sockets_outlive_the_child(registrar: int, proxy: Wire, way: str) -> None:
+    wire = proxy("127.0.0.1", registrar)
+    with forked("socket", f"{wire.host}:{wire.port}", way) as told:
+        assert_unharmed(told)
+        # Each of the parent's has asked three times (before, after, again): nobody has said anything else.
+        assert wire.sent_by_client()[:5] == [b"who\n" * 3] * 5
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_parents_sqlite_connections_outlive_the_child(tmp_path: Path, way: str) -> None:
+    file = tmp_path / "visits.db"
+    with forked("sqlite", str(file), way) as told:
+        assert told["child"] == 0
+    # 5 connections, the 2 on loan again, 5 again, and the child once; by now both have closed the file.
+    with sqlite3.connect(file) as conn:
+        assert conn.execute("select count(*) from visits").fetchone() == (13,)
+        assert conn.execute("pragma integrity_check").fetchone() == ("ok",)
+    conn.close()
+
+
+@contextmanager
+def child_of_this_process(work: Callable[[], object]) -> Iterator[Callable[[], int]]:
+    """Fork; the child does the work and ends without pytest's knowing. Yields what waits for its status."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            work()
+            status = 0
+        finally:
+            os._exit(status)
+    waited: list[int] = []
+
+    def wait() -> int:
+        if not waited:
+            waited.append(os.waitpid(pid, 0)[1])
+        return waited[0]
+
+    try:
+        yield wait
+    finally:
+        wait()
+
+
+@pytest.mark.parametrize("lent", [0, 1])
+def test_what_the_child_writes_to_sqlite_outlives_the_parents_pool(tmp_path: Path, lent: int) -> None:
+    """SQLite keeps the locks of a process in its memory, which a child inherits; the locks themselves it does not.
+
+    With a connection on loan at the fork, the child may instead be refused, but must not lose what it has committed.
+    """
+    file = tmp_path / "a.db"
+    pool = Pool(Sqlite(file))
+    conns = [pool.acquire() for _ in range(2)]
+    conns[0].execute("create table t (x)")
+    conns[0].commit()
+    for conn in conns[lent:]:
+        pool.release(conn)
+    told, tell = os.pipe()
+    closed, close = os.pipe()
+
+    def child() -> None:
+        try:
+            with pool.connection() as conn:
+                conn.execute("insert into t values (1)")
+                conn.commit()
+                os.write(tell, b"1")
+                os.read(closed, 1)
+                conn.execute("insert into t values (2)")
+                conn.commit()
+        except PoolError:
+            assert lent
+            os.write(tell, b"0")
+        pool.close()
+
+    with child_of_this_process(child) as status:
+        worked = os.read(told, 1) == b"1"
+        for conn in conns[:lent]:
+            pool.release(conn)
+        pool.close()
+        os.write(close, b"!")
+        assert status() == 0
+    for end in (told, tell, closed, close):
+        os.close(end)
+    conn = sqlite3.connect(file)
+    assert conn.execute("select x from t order by x").fetchall() == ([(1,), (2,)] if worked else [])
+    conn.close()
+
+
+def test_callers_in_line_at_the_fork_are_the_parents_only() -> None:
+    """The child has none of the parent's waiters, threads or locks; the parent's caller is served."""
+    pool = Pool(FakeConnector(), max_size=1, timeout=5)
+    conn = pool.acquire()
+    served = threading.Event()
+
+    def wait() -> None:
+        with pool.connection():
+            served.set()
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    while not pool.stats().waiting:
+        pass
+
+    def child() -> None:
+        assert pool.stats().waiting == 0
+        assert_whole(pool, 1)
+        pool.release(conn)  # the parent's: it does nothing here
+        assert_whole(pool, 1)
+        pool.close()
+
+    with child_of_this_process(child) as status:
+        assert status() == 0
+    assert not served.is_set()
+    pool.release(conn)
+    thread.join(5)
+    assert served.is_set()
+    assert_whole(pool, 1)
+    pool.close()
+
+
+def test_a_fork_while_other_threads_borrow_and_open() -> None:
+    """Forked a hundred times at any moment of theirs, the child's pool works each time, and the parent's all the time."""
+    pool = Pool(FakeConnector(open_time=0.0005), max_size=3, max_uses=20, timeout=5)
+    over = threading.Event()
+    errors: list[BaseException] = []
+
+    def borrow() -> None:
+        try:
+            while not over.is_set():
+                with pool.connection():
+                    pass
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=borrow) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+
+    def child() -> None:
+        conns = [pool.acquire() for _ in range(3)]
+        for conn in conns:
+            pool.release(conn)
+
+    for _ in range(100):
+        with child_of_this_process(child) as status:
+            assert status() == 0
+    over.set()
+    for thread in threads:
+        thread.join(5)
+    assert errors == []
+    pool.close()

@@ -1,0 +1,365 @@
+"""What callers do wrong costs them an error and nobody a connection."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import anyio
+import pytest
+
+from millpond import AsyncPool, Misuse, Pool, PoolClosed
+from millpond.testing import AsyncFakeConnector, FakeConnection, FakeConnector
+
+from .patience import LOOPS, Loop, assert_whole, assert_whole_async, run, until, until_seen
+
+FakePool = AsyncPool[FakeConnection]
+
+
+@pytest.fixture
+def pool() -> Iterator[Pool[FakeConnection]]:
+    with Pool(FakeConnector(), max_size=2, timeout=3) as pool:
+        yield pool
+
+
+def connector_of(pool: Pool[FakeConnection] | FakePool) -> Any:
+    return pool._connector
+
+
+def warned(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+# Loans whose borrower is gone
+
+
+def rows(pool: Pool[FakeConnection]) -> Iterator[FakeConnection]:
+    with pool.connection() as conn:
+        yield conn
+        yield conn
+
+
+def test_a_generator_closed_by_the_collector_gives_its_connection_back(pool: Pool[FakeConnection]) -> None:
+    """Its `with` block is left with GeneratorExit; a cycle keeps it until the collector comes."""
+
+    class Holder:
+        def __init__(self) -> None:
+            self.rows = rows(pool)
+            self.me = self
+
+    conn = next(Holder().rows)
+    gc.collect()
+    until(lambda: pool.stats().lent == 0)
+    assert_whole(pool, 2)
+    assert conn.parted == ""
+    assert connector_of(pool).mistakes == []
+
+
+def test_a_dropped_generator_whose_connection_was_cut_gives_the_place_back(pool: Pool[FakeConnection]) -> None:
+    stream = rows(pool)
+    next(stream).broken = True
+    del stream
+    assert_whole(pool, 2)
+
+
+@pytest.mark.parametrize("how", ["dropped", "collected"])
+def test_a_lease_that_dies_without_being_left_frees_its_slot(
+    pool: Pool[FakeConnection], caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    lease = pool.connection()
+    conn = lease.__enter__()
+    if how == "collected":
+        cycle: list[object] = [lease]
+        cycle.append(cycle)
+        del cycle
+    del lease
+    gc.collect()
+    until(lambda: conn.parted)
+    assert conn.parted == "abandoned"
+    assert_whole(pool, 2)
+    assert any("never returned" in message and "'pool'" in message for message in warned(caplog))
+
+
+def test_a_lease_that_dies_while_somebody_waits_serves_him(pool: Pool[FakeConnection]) -> None:
+    leases = [pool.connection() for _ in range(2)]
+    for lease in leases:
+        lease.__enter__()
+    served = threading.Event()
+    thread = threading.Thread(target=lambda: (pool.release(pool.acquire()), served.set()))
+    thread.start()
+    until(lambda: pool.stats().waiting)
+    leases.pop()
+    lease = leases[0]
+    thread.join(1)
+    assert served.is_set()
+    leases.clear()
+    del lease
+    assert_whole(pool, 2)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_tasks_lease_that_dies_frees_its_slot(loop: Loop, caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        pool = FakePool(AsyncFakeConnector(), max_size=2)
+        lease = pool.connection()
+        conn = await lease.__aenter__()
+        del lease
+        gc.collect()
+        await until_seen(lambda: conn.parted)
+        await assert_whole_async(pool, 2)
+        await pool.close()
+
+    run(loop, main)
+    assert any("never returned" in message for message in warned(caplog))
+
+
+def test_an_async_generator_that_was_dropped_gives_its_connection_back() -> None:
+    async def main() -> None:
+        pool = FakePool(AsyncFakeConnector(), max_size=1)
+
+        async def stream() -> Any:
+            async with pool.connection() as conn:
+                yield conn
+                yield conn
+
+        numbers = stream()
+        await anext(numbers)
+        del numbers
+        gc.collect()
+        await until_seen(lambda: pool.stats().lent == 0)
+        await assert_whole_async(pool, 1)
+        await pool.close()
+
+    asyncio.run(main())
+
+
+def test_a_thread_that_ends_with_a_lease_frees_its_slot(pool: Pool[FakeConnection]) -> None:
+    def leave() -> None:
+        local = pool.connection()
+        local.__enter__()
+
+    threads = [threading.Thread(target=leave) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert_whole(pool, 2)
+
+
+def test_a_loop_that_ends_with_loans_leaves_a_pool_that_says_so() -> None:
+    pool = FakePool(AsyncFakeConnector(), max_size=1)
+
+    async def borrow() -> None:
+        await pool.acquire()
+
+    asyncio.run(borrow())
+
+    async def later() -> None:
+        with pytest.raises(Misuse, match="event loop"):
+            await pool.acquire()
+        await pool.close(0)
+
+    asyncio.run(later())
+
+
+# Misuse
+
+
+def test_releasing_twice_is_misuse(pool: Pool[FakeConnection]) -> None:
+    conn = pool.acquire()
+    pool.release(conn)
+    for wrong in (pool.release, pool.discard):
+        with pytest.raises(Misuse, match="not on loan"):
+            wrong(conn)
+    assert_whole(pool, 2)
+
+
+def test_releasing_a_stranger_is_misuse(pool: Pool[FakeConnection]) -> None:
+    with Pool(FakeConnector(), max_size=2) as other:
+        conn = other.acquire()
+        for wrong in (pool.release, pool.discard):
+            with pytest.raises(Misuse, match="did not lend"):
+                wrong(conn)
+        other.release(conn)
+        assert_whole(other, 2)
+    with pytest.raises(Misuse):
+        pool.release(FakeConnection(1, FakeConnector(), None))
+    assert_whole(pool, 2)
+
+
+def test_releasing_a_connection_of_a_block_is_misuse_and_the_block_returns_it(pool: Pool[FakeConnection]) -> None:
+    with pool.connection() as conn, pytest.raises(Misuse, match="`with`"):
+        pool.release(conn)
+    assert conn.parted == ""
+    assert_whole(pool, 2)
+
+
+def test_a_lease_is_entered_once(pool: Pool[FakeConnection]) -> None:
+    lease = pool.connection()
+    with lease, pytest.raises(Misuse, match="entered again"), lease:
+        pass
+    with pytest.raises(Misuse, match="not entered"):
+        lease.__exit__(None, None, None)
+    assert_whole(pool, 2)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_tasks_misuse_is_told_and_loses_nothing(loop: Loop) -> None:
+    async def main() -> None:
+        pool, other = (FakePool(AsyncFakeConnector(), max_size=2) for _ in range(2))
+        conn = await pool.acquire()
+        with pytest.raises(Misuse):
+            other.release(conn)
+        pool.release(conn)
+        with pytest.raises(Misuse):
+            pool.release(conn)
+        async with pool.connection() as conn:
+            with pytest.raises(Misuse):
+                pool.release(conn)
+        await assert_whole_async(pool, 2)
+        await assert_whole_async(other, 2)
+        await pool.close()
+        await other.close()
+
+    run(loop, main)
+
+
+def in_a_thread(work: Callable[[], object]) -> None:
+    errors: list[BaseException] = []
+
+    def attempt() -> None:
+        try:
+            work()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=attempt)
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("other", LOOPS)
+@pytest.mark.parametrize("idle", [True, False])
+def test_borrowing_from_another_event_loop_is_misuse(loop: Loop, other: Loop, idle: bool) -> None:
+    async def main() -> None:
+        pool = FakePool(AsyncFakeConnector(), max_size=2)
+        conn = await pool.acquire()
+        if idle:
+            pool.release(conn)
+
+        async def borrow() -> None:
+            async with pool.connection():
+                pass
+
+        async def elsewhere() -> None:
+            with pytest.raises(Misuse, match="not that loop"):
+                await borrow()
+            with pytest.raises(Misuse, match="not that loop"):
+                await pool.acquire()
+
+        await anyio.to_thread.run_sync(lambda: in_a_thread(lambda: run(other, elsewhere)))
+        if not idle:
+            pool.release(conn)
+        await assert_whole_async(pool, 2)
+        await pool.close()
+
+    run(loop, main)
+
+
+def test_borrowing_outside_of_a_loop_is_misuse() -> None:
+    pool = FakePool(AsyncFakeConnector())
+    borrowing = pool.acquire()
+    with pytest.raises(Misuse, match="outside of an event loop"):
+        borrowing.send(None)
+    asyncio.run(pool.close())
+
+
+# Closing
+
+
+def test_a_closed_pool_lends_nothing(pool: Pool[FakeConnection]) -> None:
+    with pool.connection():
+        pass
+    pool.close()
+    for _ in range(2):
+        with pytest.raises(PoolClosed), pool.connection():
+            pass
+        with pytest.raises(PoolClosed):
+            pool.acquire()
+        with pytest.raises(PoolClosed):
+            pool.warm()
+    assert connector_of(pool).live == []
+    assert pool.stats().size == 0
+
+
+def test_threads_in_line_when_the_pool_closes_are_woken_within_50_ms(pool: Pool[FakeConnection]) -> None:
+    conns = [pool.acquire() for _ in range(2)]
+    told: list[float] = []
+
+    def wait() -> None:
+        with pytest.raises(PoolClosed):
+            pool.acquire()
+        told.append(time.monotonic())
+
+    threads = [threading.Thread(target=wait) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    until(lambda: pool.stats().waiting == 20)
+    start = time.monotonic()
+    closer = threading.Thread(target=pool.close)
+    closer.start()
+    for thread in threads:
+        thread.join()
+    assert max(told) - start < 0.05
+    # It waits for the loans, and then all is closed.
+    assert closer.is_alive()
+    for conn in conns:
+        pool.release(conn)
+    closer.join(1)
+    assert not closer.is_alive()
+    assert connector_of(pool).live == []
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_tasks_in_line_when_the_pool_closes_are_woken_within_50_ms(loop: Loop) -> None:
+    async def main() -> None:
+        pool = FakePool(AsyncFakeConnector(), max_size=1)
+        conn = await pool.acquire()
+        told: list[float] = []
+
+        async def wait() -> None:
+            with pytest.raises(PoolClosed):
+                await pool.acquire()
+            told.append(time.monotonic())
+
+        async with anyio.create_task_group() as group:
+            for _ in range(20):
+                group.start_soon(wait)
+            await until_seen(lambda: pool.stats().waiting == 20)
+            start = time.monotonic()
+            group.start_soon(pool.close)
+            await until_seen(lambda: len(told) == 20)
+            assert max(told) - start < 0.05
+            pool.release(conn)
+        assert connector_of(pool).live == []
+
+    run(loop, main)
+
+
+def test_what_is_on_loan_when_the_pool_has_closed_is_closed_when_it_comes_back(
+    pool: Pool[FakeConnection], caplog: pytest.LogCaptureFixture
+) -> None:
+    with pool.connection() as conn:
+        pool.close(timeout=0)
+        assert conn.parted == ""
+        assert any("still on loan" in message for message in warned(caplog))
+    until(lambda: conn.parted == "closed")
+    assert pool._step(pool._core.audit) == []

@@ -1,0 +1,170 @@
+"""A server that dies is known to be dead at once, and one that is back serves at once."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from typing import Any
+
+import psycopg
+import pytest
+
+from benchmarks import failed_open, recovery
+from millpond import AsyncPool, ConnectFailed, Pool
+from millpond.connectors.asyncpg import Asyncpg
+from millpond.connectors.psycopg import AsyncPsycopg, Psycopg
+from millpond.testing import Postgres
+
+from .patience import until, until_seen
+
+ROUNDS = 3
+DRIVERS = ["psycopg", "asyncpg"]
+
+
+@pytest.fixture(scope="module")
+def mortal() -> Any:
+    """A server of this file's own."""
+    with Postgres() as server:
+        yield server
+
+
+def async_connector(driver: str, url: str) -> Any:
+    return AsyncPsycopg(url) if driver == "psycopg" else Asyncpg(url)
+
+
+def median(values: list[float]) -> float:
+    return sorted(values)[len(values) // 2]
+
+
+def test_six_idle_connections_are_known_dead_at_once_and_a_thread_is_served_soon(mortal: Postgres) -> None:
+    rounds = [recovery.recovery_of_threads(mortal) for _ in range(ROUNDS)]
+    assert median([each.known for each in rounds]) < recovery.KNOWN_GOAL
+    assert median([each.served for each in rounds]) < recovery.SERVED_GOAL
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_six_idle_connections_are_known_dead_at_once_and_a_task_is_served_soon(mortal: Postgres, driver: str) -> None:
+    rounds = [recovery.recovery_of_tasks(mortal, driver) for _ in range(ROUNDS)]
+    assert median([each.known for each in rounds]) < recovery.KNOWN_GOAL
+    assert median([each.served for each in rounds]) < recovery.SERVED_GOAL
+
+
+def test_a_lone_idle_connection_of_asyncpg_is_known_dead(mortal: Postgres) -> None:
+    """asyncpg sees the hang-up too, and may have closed the descriptor before the watcher has looked at it."""
+
+    async def main() -> None:
+        async with AsyncPool[Any](Asyncpg(mortal.url), max_size=1) as pool:
+            for _ in range(40):
+                conn = await pool.acquire()
+                pid = await conn.fetchval("select pg_backend_pid()")
+                pool.release(conn)
+                await asyncio.to_thread(mortal.execute, f"select pg_terminate_backend({pid}, 1000)")
+                await until_seen(conn.is_closed)
+                await until_seen(lambda: pool.stats().idle == 0, timeout=0.3)
+
+    asyncio.run(main())
+
+
+def test_nobody_is_lent_a_dead_connection_after_every_backend_was_terminated(mortal: Postgres) -> None:
+    """Callers all the time; each backend dies in between loans or in one, and no caller meets that death twice."""
+    over = threading.Event()
+    failures: list[list[int]] = []
+
+    def call(mine: list[int]) -> None:
+        turn = 0
+        while not over.is_set():
+            turn += 1
+            try:
+                with pool.connection() as conn:
+                    conn.execute("select 1")
+            except psycopg.OperationalError:
+                mine.append(turn)
+
+    with Pool(Psycopg(mortal.url), max_size=6) as pool:
+        threads = []
+        for _ in range(8):
+            failures.append([])
+            threads.append(threading.Thread(target=call, args=(failures[-1],)))
+            threads[-1].start()
+        until(lambda: pool.stats().borrows > 200)
+        for _ in range(3):
+            borrows = pool.stats().borrows
+            mortal.terminate_backends()
+            until(lambda borrows=borrows: pool.stats().borrows > borrows + 200)  # type: ignore[misc]
+        over.set()
+        for thread in threads:
+            thread.join()
+    # A backend may die under its borrower: at most once each time, and the next loan of that caller is sound.
+    assert all(later - earlier > 1 for mine in failures for earlier, later in zip(mine, mine[1:], strict=False))
+    assert sum(map(len, failures)) <= 3 * 6
+
+
+@pytest.mark.parametrize("ride_out", [False, True])
+def test_callers_who_failed_during_the_outage_do_not_hold_up_the_first_after_it(
+    mortal: Postgres, ride_out: bool
+) -> None:
+    """The prober has backed off by then; a caller who comes brings the next attempt about."""
+    with Pool(Psycopg(mortal.url), max_size=6, ride_out=ride_out) as pool:
+        with pool.connection() as conn:
+            conn.execute("select 1")
+        mortal.kill()
+        until(lambda: pool.stats().idle == 0)
+        deadline = time.monotonic() + 1
+        while time.monotonic() < deadline:
+            with pytest.raises((ConnectFailed, TimeoutError)) as failure:
+                pool.acquire(timeout=0.05)
+            assert isinstance(failure.value.__cause__, psycopg.OperationalError)
+        mortal.start()
+        start = time.monotonic()
+        with pool.connection() as conn:
+            conn.execute("select 1")
+        assert time.monotonic() - start < 0.2
+        assert pool._step(pool._core.audit) == []
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_tasks_who_ride_an_outage_out_are_all_served_soon_after_it(mortal: Postgres, driver: str) -> None:
+    async def main() -> None:
+        connector = async_connector(driver, mortal.url)
+        async with AsyncPool[Any](connector, max_size=4, ride_out=True, timeout=20) as pool:
+            async with pool.connection() as conn:
+                await conn.execute("select 1")
+            await asyncio.to_thread(mortal.kill)
+
+            async def call() -> float:
+                async with pool.connection() as conn:
+                    await conn.execute("select 1")
+                return time.monotonic()
+
+            callers = [asyncio.create_task(call()) for _ in range(20)]
+            await until_seen(lambda: pool.stats().open_failures > 1, pause=0.01)
+            await asyncio.to_thread(mortal.start)
+            back = time.monotonic()
+            served = [await caller for caller in callers]
+            # The prober's longest pause is 0.8 s.
+            assert max(served) - back < 1.5
+            assert pool._step(pool._core.audit) == []
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("shell", ["threads", "asyncio", "trio"])
+def test_a_failed_open_is_known_to_all_who_wait_within_10_ms_with_its_cause(shell: str) -> None:
+    delays = [
+        failed_open.delay_of_threads() if shell == "threads" else failed_open.delay_of_tasks(shell) for _ in range(9)
+    ]
+    assert median(delays) < failed_open.GOAL
+
+
+def test_a_refused_connection_is_known_to_those_who_wait_with_the_drivers_own_error(mortal: Postgres) -> None:
+    """The same with a real server that is down: the driver's error is the cause."""
+    with Pool(Psycopg(mortal.url), max_size=2) as pool:
+        mortal.kill()
+        try:
+            with pytest.raises(ConnectFailed, match="refused") as failure:
+                pool.acquire(timeout=5)
+            assert isinstance(failure.value.__cause__, psycopg.OperationalError)
+            assert failure.value.stats is not None
+        finally:
+            mortal.start()
