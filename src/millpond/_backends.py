@@ -6,7 +6,7 @@ import asyncio
 import contextvars
 import sys
 from asyncio import events
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import suppress
 from threading import get_ident
 from types import CodeType, FrameType
@@ -31,7 +31,7 @@ class AsyncWaiter(Waiter[C]):
 
     __slots__ = ()
 
-    async def sleep(self) -> None:
+    def sleep(self) -> Awaitable[None]:
         """Wait until woken."""
         raise NotImplementedError
 
@@ -163,8 +163,8 @@ class _AsyncioWaiter(AsyncWaiter[C]):
         if not self._future.done():
             self._future.set_result(None)
 
-    async def sleep(self) -> None:
-        await self._future
+    def sleep(self) -> Awaitable[None]:
+        return self._future
 
 
 class TrioBackend:

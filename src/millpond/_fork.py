@@ -22,11 +22,13 @@ __all__ = ["adopt", "park", "pin"]
 
 
 class Forked(Protocol):
-    """Who is told: in the process that forks, and in the child."""
+    """Who is told: before and after in the process that forks, and in the child."""
 
     def _before_fork(self) -> None: ...
 
-    def _after_fork(self) -> None: ...
+    def _after_fork_in_parent(self) -> None: ...
+
+    def _after_fork_in_child(self) -> None: ...
 
 
 _pools: Final[weakref.WeakSet[Forked]] = weakref.WeakSet()
@@ -60,16 +62,21 @@ def pin(conn: object) -> None:
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(conn))
 
 
-def _in_parent() -> None:
+def _before() -> None:
     for pool in list(_pools):
         pool._before_fork()
 
 
-def _in_child() -> None:
+def _after_in_parent() -> None:
+    for pool in list(_pools):
+        pool._after_fork_in_parent()
+
+
+def _after_in_child() -> None:
     _watcher.forsake()
     for pool in list(_pools):
-        pool._after_fork()
+        pool._after_fork_in_child()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_in_parent, after_in_child=_in_child)
+    os.register_at_fork(before=_before, after_in_parent=_after_in_parent, after_in_child=_after_in_child)

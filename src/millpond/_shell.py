@@ -95,7 +95,10 @@ class Shell(ABC, Generic[C]):
     def _before_fork(self) -> None:
         """Close what is idle and could not be parked in the child."""
 
-    def _after_fork(self) -> None:
+    def _after_fork_in_parent(self) -> None:
+        """Go on as before."""
+
+    def _after_fork_in_child(self) -> None:
         """Begin anew in a child: what the parent had is the parent's, and is kept from saying goodbye."""
         self._core.gate = True  # a lease made before the fork must not be served by the parent's core
         for entry in self._core.entries:

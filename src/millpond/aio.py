@@ -7,6 +7,7 @@ import math
 import sys
 import warnings
 import weakref
+from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from itertools import count
@@ -104,34 +105,49 @@ class _AsyncBell:
 class _Deadlines:
     """When the callers in line give up, soonest first.
 
-    Those who have left the line stay in the heap until they outnumber the others, so that leaving costs nothing.
+    Most callers have the same timeout, so that their deadlines come in order: for them a deque does. A heap has those
+    that come out of order. Whoever has left the line drops out as others come, so that nothing is done at length.
     """
 
     def __init__(self) -> None:
-        self._heap: list[tuple[float, int, AsyncWaiter[Any]]] = []
+        self._ordered: deque[AsyncWaiter[Any]] = deque()
+        self._others: list[tuple[float, int, AsyncWaiter[Any]]] = []
         self._serial = count()
 
     def add(self, waiter: AsyncWaiter[Any], waiting: int) -> bool:
         """Add one; `waiting` is how many stand in line. Tell whether it is now the first to give up."""
-        heap = self._heap
-        if len(heap) > 64 and len(heap) > 2 * waiting:
-            heap = self._heap = [item for item in heap if not item[2].done]
-            heapq.heapify(heap)
-        heapq.heappush(heap, (waiter.deadline, next(self._serial), waiter))
-        return heap[0][2] is waiter
+        ordered, others = self._ordered, self._others
+        for _ in range(2):
+            if ordered and ordered[0].done:
+                ordered.popleft()
+        if not ordered or waiter.deadline >= ordered[-1].deadline:
+            ordered.append(waiter)
+            return ordered[0] is waiter and not (others and others[0][0] < waiter.deadline)
+        if len(others) > 64 and len(others) > 2 * waiting:
+            others = self._others = [item for item in others if not item[2].done]
+            heapq.heapify(others)
+        heapq.heappush(others, (waiter.deadline, next(self._serial), waiter))
+        return waiter.deadline <= self.next()
 
     def due(self, now: float) -> AsyncWaiter[Any] | None:
         """Take out one whose time has come, if there is one."""
-        heap = self._heap
-        while heap and (heap[0][2].done or heap[0][0] <= now):
-            waiter = heapq.heappop(heap)[2]
+        ordered, others = self._ordered, self._others
+        while ordered and (ordered[0].done or ordered[0].deadline <= now):
+            waiter = ordered.popleft()
+            if not waiter.done:
+                return waiter
+        while others and (others[0][2].done or others[0][0] <= now):
+            waiter = heapq.heappop(others)[2]
             if not waiter.done:
                 return waiter
         return None
 
     def next(self) -> float:
         """Return when the first gives up."""
-        return self._heap[0][0] if self._heap else math.inf
+        return min(
+            self._ordered[0].deadline if self._ordered else math.inf,
+            self._others[0][0] if self._others else math.inf,
+        )
 
 
 async def _keep(ref: weakref.ref[AsyncPool[Any]], bell: _AsyncBell) -> None:

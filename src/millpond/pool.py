@@ -438,6 +438,10 @@ class Pool(Shell[C]):
         for entry in self._step(self._core.part):
             self._end(Job(Task.CLOSE, entry, None))
 
+    def _after_fork_in_parent(self) -> None:
+        if not self._lock._is_owned():  # type: ignore[attr-defined]
+            self._step(self._core.rejoin)
+
     def _hang_bell(self) -> _ThreadBell:
         return _ThreadBell()
 

@@ -15,6 +15,7 @@ import anyio
 import asyncpg
 import pytest
 
+from millpond import AsyncPool
 from millpond.connector import AsyncConnector, Condition
 from millpond.connectors.asyncpg import Asyncpg
 from millpond.testing import Postgres
@@ -254,9 +255,16 @@ async def test_a_session_reset_leaves_nothing_of_the_session(postgres: Postgres)
         assert all(before != after for before, after in zip(fresh, spoilt, strict=True))
         assert connector.inspect(conn, None) is DIRTY
         await connector.reset(conn, 5)
-        assert connector.inspect(conn, None) is CLEAN
         assert await conn.fetchrow(LEFT) == fresh
-        assert connector.inspect(conn, None) is DIRTY
+
+
+async def test_with_session_reset_no_borrower_sees_what_another_has_set(postgres: Postgres) -> None:
+    async with AsyncPool(Asyncpg(postgres.url, reset="session"), max_size=1) as pool:
+        for _ in range(4):
+            async with pool.connection() as conn:
+                assert await conn.fetchval("show statement_timeout") == "0"
+                await conn.execute("set statement_timeout = 12345")
+        assert pool.stats().opens == 1
 
 
 # Whether it works, and for how long one waits to know

@@ -9,6 +9,7 @@ from pathlib import Path
 import anyio
 import pytest
 
+from millpond import Pool
 from millpond.connector import AsyncConnector, Condition, Connector
 from millpond.connectors.factory import AsyncFactory, Factory, begin
 
@@ -86,24 +87,14 @@ def test_a_proof_makes_it_provable() -> None:
 
 
 def test_a_reset_without_a_proof_follows_every_loan() -> None:
-    connector = Factory(Thing, reset=lambda conn: None)
-    conn = connector.open(5)
+    reset: list[Thing] = []
+    connector = Factory(Thing, reset=reset.append)
     assert connector.provable
-    for _ in range(2):
-        assert connector.inspect(conn, None) is DIRTY
-        connector.reset(conn, 5)
-        assert connector.inspect(conn, None) is CLEAN
-    connector.reset(conn, 5)
-    assert connector.inspect(conn, ValueError()) is BROKEN
-
-
-def test_a_connection_closed_just_after_its_reset_is_forgotten() -> None:
-    connector = Factory(Thing, reset=lambda conn: None)
-    for free in (connector.close, connector.abandon):
-        conn = connector.open(5)
-        connector.reset(conn, 5)
-        free(conn)
-        assert connector.inspect(conn, None) is DIRTY
+    with Pool(connector, max_size=1) as pool:
+        for loan in range(4):
+            with pool.connection():
+                assert len(reset) == loan
+    assert connector.inspect(Thing(), ValueError()) is BROKEN
 
 
 def test_a_socket_is_watched(pair: tuple[socket.socket, socket.socket]) -> None:

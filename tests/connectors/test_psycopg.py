@@ -18,6 +18,7 @@ import psycopg
 import pytest
 from psycopg.rows import DictRow, TupleRow, dict_row
 
+from millpond import Pool
 from millpond.connector import AsyncConnector, Condition, Connector
 from millpond.connectors.psycopg import AsyncPsycopg, Psycopg
 from millpond.testing import Postgres
@@ -363,11 +364,12 @@ def test_a_connection_class_makes_the_connections(postgres: Postgres, reset: Lit
     with opened(connector) as conn:
         assert isinstance(conn, Mine)
         connector.reset(conn, 5)
-        assert connector.inspect(conn, None) is CLEAN
+        left = DIRTY if reset == "session" else CLEAN
+        assert connector.inspect(conn, None) is left
         conn.add_notice_handler(lambda diagnostic: None)
         conn.execute("select 1")
         connector.reset(conn, 5)
-        assert connector.inspect(conn, None) is CLEAN
+        assert connector.inspect(conn, None) is left
         assert conn._notice_handlers == [print]
         assert conn.execute("select 1 as one").fetchone() == {"one": "1"}
 
@@ -437,7 +439,6 @@ def test_a_session_reset_leaves_nothing_of_the_session(postgres: Postgres) -> No
         assert spoilt is not None
         assert all(before != after for before, after in zip(fresh, spoilt, strict=True))
         connector.reset(conn, 5)
-        assert connector.inspect(conn, None) is CLEAN
         assert conn.execute(LEFT, prepare=False).fetchone() == fresh
         for _ in range(10):  # psycopg has forgotten its prepared statements, too
             assert conn.execute("select 1 + %s", [1]).fetchone() == (2,)
@@ -449,7 +450,16 @@ def test_with_session_reset_every_loan_ends_dirty(postgres: Postgres) -> None:
         for _ in range(3):
             assert connector.inspect(conn, None) is DIRTY
             connector.reset(conn, 5)
-            assert connector.inspect(conn, None) is CLEAN
+
+
+def test_with_session_reset_no_borrower_sees_what_another_has_set(postgres: Postgres) -> None:
+    with Pool(Psycopg(postgres.url, reset="session"), max_size=1) as pool:
+        for _ in range(4):
+            with pool.connection() as conn:
+                assert conn.execute("show statement_timeout").fetchone() == ("0",)
+                conn.execute("set statement_timeout = 12345")
+                conn.commit()
+        assert pool.stats().opens == 1
 
 
 def test_a_session_reset_restores_adapters(postgres: Postgres) -> None:
@@ -471,7 +481,6 @@ async def test_a_session_reset_by_a_task_leaves_nothing_of_the_session(postgres:
         await conn.commit()
         assert connector.inspect(conn, None) is DIRTY
         await connector.reset(conn, 5)
-        assert connector.inspect(conn, None) is CLEAN
         left = await (await conn.execute(LEFT)).fetchone()
         assert left is not None
         assert (left[0], left[3]) == ("0", 0)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from millpond import ConnectFailed, Pool
 from millpond.connector import Condition, Connector
 from millpond.connectors.sqlite import Sqlite
 
@@ -318,6 +319,88 @@ def test_an_interrupted_loan_leaves_a_sound_connection(connector: Sqlite, conn: 
     assert connector.inspect(conn, failure.value) is DIRTY
     connector.reset(conn, 5)
     assert connector.inspect(conn, failure.value) is CLEAN
+
+
+# Forks: sqlite.org/howtocorrupt.html, 2.6
+
+
+def in_child(work: Callable[[], None]) -> int:
+    """Run `work` in a forked child; return the status it ends with, 0 unless it raised."""
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            work()
+            status = 0
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def test_what_a_child_commits_is_kept_after_its_parent_has_closed(path: Path) -> None:
+    """Were a connection open across the fork, the parent would unlink the log that the child writes."""
+    pool = Pool(Sqlite(path), min_size=2)
+    pool.warm(5)
+    with pool.connection() as conn:
+        conn.execute("create table work (x int)")
+        conn.commit()
+    to_child, from_parent = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.read(to_child, 1)
+            with pool.connection() as conn:
+                conn.execute("insert into work values (1)")
+                conn.commit()
+        finally:
+            os._exit(0)
+    pool.close()
+    os.write(from_parent, b".")
+    os.waitpid(pid, 0)
+    os.close(to_child)
+    os.close(from_parent)
+    with Pool(Sqlite(path)) as again, again.connection() as conn:
+        assert conn.execute("select count(*) from work").fetchone() == (1,)
+
+
+@pytest.mark.parametrize("name", ["app.db", "file:app%2Edb?mode=rwc", "link.db"])
+def test_a_child_is_refused_what_its_parent_had_on_loan_at_the_fork(
+    path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(path.parent)
+    path.with_name("link.db").symlink_to(path)
+    pool = Pool(Sqlite(path), timeout=5)
+
+    def work() -> None:
+        for mine in (pool, Pool(Sqlite(name), timeout=5)):
+            with pytest.raises(ConnectFailed, match="forked") as failure, mine.connection():
+                pass
+            assert isinstance(failure.value.__cause__, sqlite3.OperationalError)
+        with Pool(Sqlite("other.db")) as others, others.connection() as conn:
+            conn.execute("create table work (x int)")
+
+    with pool, pool.connection() as conn:
+        conn.execute("create table if not exists work (x int)")
+        conn.commit()
+        assert in_child(work) == 0
+        conn.execute("insert into work values (1)")
+        conn.commit()
+    with Pool(Sqlite(path)) as again:
+        assert in_child(lambda: again.warm(5)) == 0  # what is closed may be opened by anyone
+
+
+def test_a_child_of_a_child_is_refused_too(path: Path) -> None:
+    pool = Pool(Sqlite(path))
+
+    def borrow() -> None:
+        with pytest.raises(ConnectFailed, match="forked"), pool.connection():
+            pass
+
+    def work() -> None:
+        assert in_child(borrow) == 0
+
+    with pool, pool.connection():
+        assert in_child(work) == 0
 
 
 def test_the_target_names_the_file(connector: Sqlite, path: Path) -> None:

@@ -831,6 +831,21 @@ def test_what_is_idle_and_cannot_be_parked_is_given_out_for_closing_before_a_for
     assert bench.core.closes == {Reason.FORKED: 2}
 
 
+def test_nothing_is_opened_until_a_fork_is_over() -> None:
+    bench = Bench(max_size=3, min_size=1)
+    (entry,) = bench.stock(1)
+    assert bench.core.part(bench.now) == [entry]
+    bench.core.closed(entry, bench.now)
+    bench.enrol("caller")
+    assert bench.core.opens_wanted(bench.now) == 0
+    assert bench.core.next_open(bench.now) is None
+    bench.core.rejoin(bench.now)
+    assert bench.core.opens_wanted(bench.now) == 1
+    bench.core.rejoin(bench.now)
+    assert bench.core.forks == 0
+    bench.check()
+
+
 def test_borrowers_may_come_while_a_fork_is_prepared() -> None:
     bench = Bench(max_size=1)
 

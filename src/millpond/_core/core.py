@@ -99,6 +99,7 @@ class Core(Generic[C]):
         "draining",
         "entries",
         "fifo",
+        "forks",
         "gate",
         "generation",
         "idle",
@@ -148,6 +149,8 @@ class Core(Generic[C]):
         """Whether a borrow or return has to look further: someone waits, or the pool is paused, closed or too large."""
         self.paused = False
         self.closing = False
+        self.forks = 0
+        """Forks under way, for which nothing is to be opened."""
         self.generation = 0
         self.outage: Outage | None = None
         self._jobs: deque[Job[C]] = deque()
@@ -398,7 +401,7 @@ class Core(Generic[C]):
     def opens_wanted(self, now: float) -> int:
         """How many more opens should begin now."""
         settings = self.settings
-        if self.closing:
+        if self.closing or self.forks:
             return 0
         size = len(self.entries)
         waiting = 0 if self.paused else len(self.line)
@@ -460,7 +463,11 @@ class Core(Generic[C]):
         self._greet_drained()
 
     def part(self, now: float) -> list[Entry[C]]:
-        """Give out for closing, at once, all idle connections that a fork would share and that cannot be parked."""
+        """Give out for closing, at once, all idle connections that a fork would share and that cannot be parked.
+
+        None is opened in their stead until `rejoin` tells that the fork is over.
+        """
+        self.forks += 1
         parted = []
         for _ in range(len(self.idle)):
             try:
@@ -478,6 +485,11 @@ class Core(Generic[C]):
                 self.idle.append(claim)
         self.settle(now)
         return parted
+
+    def rejoin(self, now: float) -> None:
+        """Go on as before the fork."""
+        self.forks = max(0, self.forks - 1)
+        self.settle(now)
 
     def forgo(self, claim: Claim[C], now: float) -> None:
         """Give an open up that was cut short by no fault of the server's."""

@@ -15,7 +15,6 @@ import inspect
 import os
 import select
 import socket
-import weakref
 from asyncio import isfuture
 from collections.abc import Awaitable, Callable
 from typing import Any, Literal
@@ -62,7 +61,6 @@ class Asyncpg:
             raise ValueError(f'reset must be "transaction" or "session", not {reset!r}')
         self._arguments = {"dsn": dsn, **kwargs}
         self._session = reset == "session"
-        self._washed: weakref.WeakSet[asyncpg.Connection] = weakref.WeakSet()
         if isinstance(dsn, str):
             self.target = without_secrets(dsn)
         else:
@@ -102,12 +100,8 @@ class Asyncpg:
             or conn._termination_listeners
         ):
             return DIRTY
-        if self._session:
-            # Nobody can tell what a session was told, so only the look just after a reset finds it clean.
-            if conn not in self._washed:
-                return DIRTY
-            self._washed.remove(conn)
-        return CLEAN
+        # Nobody can tell what a session was told.
+        return DIRTY if self._session else CLEAN
 
     def alive(self, conn: asyncpg.Connection) -> bool:
         """Tell whether the connection is open and nothing, not even a hang-up, waits to be read by the loop."""
@@ -154,8 +148,6 @@ class Asyncpg:
                 conn._termination_listeners,
             ):
                 callbacks.clear()
-            if self._session:
-                self._washed.add(conn)
 
     async def close(self, conn: asyncpg.Connection) -> None:
         """Say goodbye and wait until the server has hung up; if cancelled, the connection is closed at once."""

@@ -96,9 +96,6 @@ class DBAPI(Factory[C]):
             return {0: Condition.CLEAN, 2: Condition.DIRTY, 3: Condition.DIRTY}.get(status, Condition.BROKEN)
         if isinstance(in_transaction, bool):
             return Condition.DIRTY if in_transaction else Condition.CLEAN
-        if id(conn) in self._washed:
-            self._washed.remove(id(conn))
-            return Condition.CLEAN
         return Condition.DIRTY
 
     def descriptor(self, conn: object) -> int | None:
@@ -121,7 +118,6 @@ class DBAPI(Factory[C]):
         """Roll back: one round trip."""
         with _limit(self.descriptor(conn), timeout):
             conn.rollback()
-        self._washed.add(id(conn))
 
     def refused(self, error: BaseException) -> bool:
         """Tell a refusal by its SQLSTATE, by MySQL's number for it, or by PostgreSQL's words."""

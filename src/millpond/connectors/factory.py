@@ -37,7 +37,6 @@ class _Inspection(Generic[C]):
         self._inspect = inspect
         self._abandon = abandon
         self._refused = refused
-        self._washed: set[int] = set()  # by id: not every object can be hashed or weakly referenced
         self.target = _name(connect)
         # With neither a proof nor a cure, a loan without an error counts as clean.
         self.provable = inspect is not None or reset is not None
@@ -51,10 +50,7 @@ class _Inspection(Generic[C]):
             return self._inspect(conn, error)
         if error is not None:
             return Condition.BROKEN
-        if self._reset is None or id(conn) in self._washed:
-            self._washed.discard(id(conn))
-            return Condition.CLEAN
-        return Condition.DIRTY
+        return Condition.CLEAN if self._reset is None else Condition.DIRTY
 
     def alive(self, conn: C) -> bool:
         """Tell whether the socket shows no hang-up and nothing unread; True if there is no socket."""
@@ -82,7 +78,6 @@ class _Inspection(Generic[C]):
 
         Give `abandon` if `close` waits for something else.
         """
-        self._washed.discard(id(conn))
         if self._abandon is not None:
             self._abandon(conn)
             return
@@ -140,11 +135,9 @@ class Factory(_Inspection[C]):
         """Call `reset`, if there is one."""
         if self._reset is not None:
             self._reset(conn)
-            self._washed.add(id(conn))
 
     def close(self, conn: C) -> None:
         """Call `close`; raises what it raises."""
-        self._washed.discard(id(conn))
         self._close(conn)
 
 
@@ -193,11 +186,9 @@ class AsyncFactory(_Inspection[C]):
 
             with fail_after(timeout):
                 await _done(self._reset(conn))
-            self._washed.add(id(conn))
 
     async def close(self, conn: C) -> None:
         """Call `close` and wait for it; raises what it raises."""
-        self._washed.discard(id(conn))
         await _done(self._close(conn))
 
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import select
-import weakref
 from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping, Sequence
 from operator import attrgetter
 from time import monotonic
@@ -140,7 +139,6 @@ class _Inspection(Generic[C]):
         self._given = {**settings, **{name: factory for name, factory in factories.items() if factory is not None}}
         self._context = context
         self._session = reset == "session"
-        self._washed: weakref.WeakSet[C] = weakref.WeakSet()
         # How a connection is just after it was opened: known from the first open on, the same for all.
         self._opened: tuple[object, ...] = ()
         self._handlers = (0, 0)
@@ -182,12 +180,8 @@ class _Inspection(Generic[C]):
             or (conn._notify_handlers and len(conn._notify_handlers) != self._handlers[1])
         ):
             return DIRTY
-        if self._session:
-            # Nobody can tell what a session was told, so only the look just after a reset finds it clean.
-            if conn not in self._washed:
-                return DIRTY
-            self._washed.remove(conn)
-        return CLEAN
+        # Nobody can tell what a session was told.
+        return DIRTY if self._session else CLEAN
 
     def alive(self, conn: C) -> bool:
         """Tell whether the connection is idle and nothing, not even a hang-up, waits to be read."""
@@ -266,7 +260,6 @@ class _Inspection(Generic[C]):
             conn._prepared = type(conn._prepared)()
             conn._prepared.prepare_threshold, conn._prepared.prepared_max = threshold, most
             conn._adapters = _copy(self._adapters)
-            self._washed.add(conn)
         elif conn._notifies_backlog:
             yield from conn._exec_command(b"UNLISTEN *")
         while conn.pgconn.notifies():

@@ -16,7 +16,7 @@ import weakref
 from collections.abc import Callable
 from time import monotonic, sleep
 from typing import Any, Literal, TypeAlias
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from millpond.connector import Condition
 
@@ -28,6 +28,24 @@ CLEAN, DIRTY, BROKEN = Condition
 IsolationLevel: TypeAlias = Literal["DEFERRED", "IMMEDIATE", "EXCLUSIVE"] | None
 
 _numbers = itertools.count(1)
+
+# Whatever this process has open, or is about to open: which database, and a number that tells one from another.
+_open: set[tuple[str, int]] = set()
+# The databases that were open in a process of which this one is a fork.
+_inherited: set[str] = set()
+
+
+class _Inherited(sqlite3.OperationalError):
+    pass
+
+
+def _in_child() -> None:
+    _inherited.update(database for database, _ in _open)
+    _open.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)
 
 
 class Sqlite:
@@ -45,6 +63,11 @@ class Sqlite:
     Between loans the open transaction is rolled back, and `row_factory`, `text_factory`, `isolation_level` and
     `autocommit` are restored; a connection that still has a half-read cursor is closed. PRAGMAs, ATTACH, temporary
     tables, functions and callbacks stay. A connection whose file has been replaced or deleted is not alive.
+
+    What has a connection to a file when it forks must leave that file to its parent. SQLite notes per process which
+    locks it holds; the child inherits the note and not the locks, and would write unlocked: the parent may then throw
+    away what the child has committed (sqlite.org/howtocorrupt.html, 2.6). A pool closes its idle connections before a
+    fork; if one was on loan, a child that asks for another is refused.
     """
 
     provable = True
@@ -69,8 +92,7 @@ class Sqlite:
         self._row_factory = row_factory
         self._detect_types = detect_types
         # sqlite3.Connection cannot be weakly referenced, so these are kept by id, from open to close.
-        self._files: dict[int, tuple[int, int] | None] = {}
-        self._fresh: set[int] = set()
+        self._files: dict[int, tuple[tuple[int, int] | None, tuple[str, int]]] = {}
 
         self.target = f"sqlite:///{self._path}"
         query = parse_qs(self._path.partition("?")[2]) if self._path.startswith("file:") else {}
@@ -86,7 +108,8 @@ class Sqlite:
             raise ValueError("each connection to mode=memory has a database of its own unless there is cache=shared")
         self._wal = wal and not memory and "ro" not in query.get("mode", ()) and "immutable" not in query
         # The file to watch for being replaced.
-        self._file = None if memory else self._path.removeprefix("file:").partition("?")[0]
+        self._file = None if memory else _file_of(self._path)
+        self._database = self._path if self._file is None else os.path.realpath(self._file)
         if memory:
             # Shared memory lives as long as a connection to it: this one, until the connector is collected.
             weakref.finalize(self, self._connect(busy_timeout).close)
@@ -96,28 +119,36 @@ class Sqlite:
 
     def open(self, timeout: float) -> sqlite3.Connection:
         """Open the database, waiting at most `timeout` seconds for a lock; raises `sqlite3.Error`."""
+        if self._database in _inherited:
+            raise _Inherited(
+                f"{self.target}: a connection to it was open when this process was forked, and SQLite's locks do not "
+                "come across a fork; fork while none is on loan, or start the child with spawn or forkserver"
+            )
         deadline = monotonic() + timeout
-        conn = self._connect(timeout)
+        opened = self._database, next(_numbers)
+        _open.add(opened)
         try:
-            if self._wal:
-                _use_wal(conn, deadline)
-            conn.execute("PRAGMA schema_version").close()  # reads the file, so what is no database fails here
-            conn.execute(f"PRAGMA busy_timeout = {int(self._busy_timeout * 1000)}").close()
-            self._restore(conn)
+            conn = self._connect(timeout)
+            try:
+                if self._wal:
+                    _use_wal(conn, deadline)
+                conn.execute("PRAGMA schema_version").close()  # reads the file, so what is no database fails here
+                conn.execute(f"PRAGMA busy_timeout = {int(self._busy_timeout * 1000)}").close()
+                self._restore(conn)
+            except BaseException:
+                conn.close()
+                raise
         except BaseException:
-            conn.close()
+            _open.discard(opened)
             raise
-        self._files[id(conn)] = self._inode()
+        self._files[id(conn)] = self._inode(), opened
         return conn
 
     def inspect(self, conn: sqlite3.Connection, error: BaseException | None) -> Condition:
         """Look for an open transaction, a half-read cursor and changed attributes; takes about 1 µs."""
         try:
             if conn.in_transaction:
-                # With autocommit=False there always is a transaction; just after a reset it has not begun to read.
-                if id(conn) not in self._fresh:
-                    return DIRTY
-                self._fresh.remove(id(conn))
+                return DIRTY  # with autocommit=False there always is one
             if (
                 conn.row_factory is not self._row_factory
                 or conn.text_factory is not str
@@ -135,7 +166,8 @@ class Sqlite:
 
     def alive(self, conn: sqlite3.Connection) -> bool:
         """Tell whether the path still leads to the file that the connection has open."""
-        return self._files.get(id(conn)) == self._inode()
+        file = self._files.get(id(conn))
+        return file is not None and file[0] == self._inode()
 
     def descriptor(self, conn: sqlite3.Connection) -> int | None:
         """Return None: there is no peer to hang up."""
@@ -152,20 +184,19 @@ class Sqlite:
         elif conn.in_transaction:
             conn.execute("ROLLBACK").close()  # with autocommit=True sqlite3's own rollback() does nothing
         self._restore(conn)
-        if self._autocommit is False:
-            self._fresh.add(id(conn))
 
     def close(self, conn: sqlite3.Connection) -> None:
         """Close the connection; the last one to a WAL file writes its log back, which may take a while."""
-        self._files.pop(id(conn), None)
-        self._fresh.discard(id(conn))
+        file = self._files.pop(id(conn), None)
         conn.close()
+        if file is not None:
+            _open.discard(file[1])
 
     abandon = close
 
     def refused(self, error: BaseException) -> bool:
-        """Tell whether the file is not a database, or may not be read."""
-        return getattr(error, "sqlite_errorcode", None) in (
+        """Tell whether the file is not a database, may not be read, or was inherited open by a fork."""
+        return isinstance(error, _Inherited) or getattr(error, "sqlite_errorcode", None) in (
             sqlite3.SQLITE_NOTADB,
             sqlite3.SQLITE_AUTH,
             sqlite3.SQLITE_PERM,
@@ -197,6 +228,10 @@ class Sqlite:
         except OSError:
             return None
         return status.st_dev, status.st_ino
+
+
+def _file_of(path: str) -> str:
+    return unquote(urlsplit(path).path) if path.startswith("file:") else path
 
 
 def _use_wal(conn: sqlite3.Connection, deadline: float) -> None:
