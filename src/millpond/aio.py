@@ -43,7 +43,7 @@ class TaskLease(Lease[C]):
 
     __slots__ = ()
 
-    _pool: AsyncPool[C]
+    _pool: AsyncPool[C]  # pyright: ignore[reportIncompatibleVariableOverride]
 
     async def __aenter__(self) -> C:
         conn = self.enter()

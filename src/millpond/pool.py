@@ -13,8 +13,8 @@ from contextlib import suppress
 from random import random
 from threading import get_ident
 from time import monotonic
-from types import CodeType
-from typing import Final, Self, TypeVar, Unpack
+from types import CodeType, TracebackType
+from typing import TYPE_CHECKING, Final, Self, TypeVar, Unpack
 
 from millpond._core.core import BEAT, Job, Task
 from millpond._core.entry import Claim
@@ -42,7 +42,7 @@ class ThreadLease(Lease[C]):
 
     __slots__ = ()
 
-    _pool: Pool[C]
+    _pool: Pool[C]  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __enter__(self) -> C:
         # `Lease.enter` written out, with the clock and the thread looked up where it is quickest: that and the call
@@ -73,7 +73,14 @@ class ThreadLease(Lease[C]):
             let_go(cut)
             raise
 
-    __exit__ = Lease.leave
+    if TYPE_CHECKING:
+
+        def __exit__(
+            self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        ) -> None: ...
+
+    else:
+        __exit__ = Lease.leave
 
     def _wait(self) -> C:
         claim = self._claim = self._pool._wait(self._timeout)
@@ -239,7 +246,6 @@ class Pool(Shell[C]):
     """
 
     _bell: _ThreadBell
-    _whoami = staticmethod(get_ident)
 
     def __init__(
         self,
@@ -441,6 +447,9 @@ class Pool(Shell[C]):
     def _after_fork_in_parent(self) -> None:
         if not self._lock._is_owned():  # type: ignore[attr-defined]
             self._step(self._core.rejoin)
+
+    def _whoami(self) -> int:
+        return get_ident()
 
     def _hang_bell(self) -> _ThreadBell:
         return _ThreadBell()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 from collections import deque
+from collections.abc import Callable
 
 import pytest
 
@@ -30,7 +31,9 @@ def test_callers_are_served_in_the_order_they_came() -> None:
         (caller,) = [caller for caller in callers if caller.claim is not None]
         served.append(caller.name)
         assert caller.woken == 0, "the shell wakes, not the core"
-        claim, caller.claim = caller.claim, None
+        assert caller.claim is not None
+        claim = caller.claim
+        caller.claim = None
     assert served == ["a", "b", "c"]
     assert bench.core.wakes == callers
 
@@ -1070,13 +1073,13 @@ def test_an_attribute_error_of_the_inspection_is_not_taken_for_misuse() -> None:
     ],
 )
 def test_only_what_is_proved_clean_is_laid_by_at_once(
-    inspect: object, error: BaseException | None, outcome: list[str]
+    inspect: Callable[[str, BaseException | None], Condition] | None, error: BaseException | None, outcome: list[str]
 ) -> None:
     bench = Bench(max_size=1)
     bench.stock(1)
     bench.core.inspect = inspect
     returned: list[str] = []
-    bench._return = lambda claim, error: returned.append("returned")  # type: ignore[method-assign,assignment]
+    bench._return = lambda claim, error: returned.append("returned")  # type: ignore[method-assign]
     lease = bench.lease()
     lease.enter()
     lease.leave(None, error, None)
@@ -1091,7 +1094,7 @@ def test_an_exception_in_the_middle_of_a_borrow_costs_the_connection_and_not_its
         """An entry at whose first touch a signal arrives."""
 
         @property
-        def good_until(self) -> float:  # type: ignore[override]
+        def good_until(self) -> float:
             raise KeyboardInterrupt
 
         @good_until.setter

@@ -16,6 +16,7 @@ import anyio
 import pytest
 
 import millpond
+from millpond import Stats
 from millpond.testing import FakeConnection
 
 from .conftest import Shell
@@ -43,6 +44,10 @@ async def test_acquire_and_release_do_the_same(make: Make) -> None:
     shell.pool.release(conn)
 
 
+def _waiting(number: int) -> Callable[[Stats], bool]:
+    return lambda stats: stats.waiting == number
+
+
 async def test_callers_are_served_in_the_order_they_came(make: Make) -> None:
     shell = make(max_size=1)
     conn = await shell.acquire()
@@ -59,7 +64,7 @@ async def test_callers_are_served_in_the_order_they_came(make: Make) -> None:
     async with anyio.create_task_group() as group:
         for number in range(5):
             group.start_soon(caller(number))
-            await shell.until(lambda stats, number=number: stats.waiting == number + 1)
+            await shell.until(_waiting(number + 1))
         shell.pool.release(conn)
     assert served == [0, 1, 2, 3, 4]
 

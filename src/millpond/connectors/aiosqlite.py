@@ -21,8 +21,8 @@ from millpond.connectors.sqlite import IsolationLevel, Sqlite
 try:
     import aiosqlite
     from aiosqlite.core import _STOP_RUNNING_SENTINEL, set_exception, set_result
-except ImportError as exc:
-    raise ImportError('aiosqlite 0.22 is not installed: pip install "millpond[aiosqlite]"') from exc
+except ImportError as _missing:
+    raise ImportError('aiosqlite 0.22 is not installed: pip install "millpond[aiosqlite]"') from _missing
 
 __all__ = ["Aiosqlite"]
 
@@ -125,7 +125,7 @@ class Aiosqlite:
             row_factory=row_factory,
             detect_types=detect_types,
         )
-        self.target = self._sqlite.target
+        self.target: str = self._sqlite.target
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.target}>"

@@ -25,8 +25,8 @@ from millpond.connectors.urls import place, without_secrets
 
 try:
     import asyncpg
-except ImportError as exc:
-    raise ImportError('asyncpg is not installed: pip install "millpond[asyncpg]"') from exc
+except ImportError as _missing:
+    raise ImportError('asyncpg is not installed: pip install "millpond[asyncpg]"') from _missing
 
 __all__ = ["Asyncpg"]
 
@@ -61,6 +61,7 @@ class Asyncpg:
             raise ValueError(f'reset must be "transaction" or "session", not {reset!r}')
         self._arguments = {"dsn": dsn, **kwargs}
         self._session = reset == "session"
+        self.target: str
         if isinstance(dsn, str):
             self.target = without_secrets(dsn)
         else:

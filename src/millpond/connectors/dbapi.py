@@ -60,7 +60,7 @@ class DBAPI(Factory[C]):
         **kwargs: object,
     ) -> None:
         super().__init__(connect)
-        self.provable = True
+        self.provable: bool = True
         self._arguments = args
         self._keywords = kwargs
         self._statement = ping
@@ -70,7 +70,7 @@ class DBAPI(Factory[C]):
         user, host, port = (known.get(name) for name in ("user", "host", "port"))
         database = known.get("database", known.get("dbname", known.get("db")))
         driver = self.target.partition(".")[0].lstrip("_")
-        self.target = place(driver, user=user, host=host, port=port, path=database)
+        self.target: str = place(driver, user=user, host=host, port=port, path=database)
 
     def open(self, timeout: float) -> C:
         """Call `connect` with its arguments; raises what it raises."""

@@ -37,9 +37,9 @@ class _Inspection(Generic[C]):
         self._inspect = inspect
         self._abandon = abandon
         self._refused = refused
-        self.target = _name(connect)
+        self.target: str = _name(connect)
         # With neither a proof nor a cure, a loan without an error counts as clean.
-        self.provable = inspect is not None or reset is not None
+        self.provable: bool = inspect is not None or reset is not None
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.target}>"

@@ -37,8 +37,8 @@ try:
         make_conninfo,
         timeout_from_conninfo,
     )
-except ImportError as exc:
-    raise ImportError('psycopg is not installed: pip install "millpond[psycopg]"') from exc
+except ImportError as _missing:
+    raise ImportError('psycopg is not installed: pip install "millpond[psycopg]"') from _missing
 
 if TYPE_CHECKING:
     from psycopg.abc import AdaptContext, ConnDict, ConnParam, PQGen, PQGenConn
@@ -146,7 +146,7 @@ class _Inspection(Generic[C]):
         known = {**({} if callable(conninfo) else _parsed(conninfo)), **kwargs}
         known = {name: value for name, value in known.items() if not callable(value)}
         user, host, port, database = (known.get(name) for name in ("user", "host", "port", "dbname"))
-        self.target = place("postgresql", user=user, host=host or known.get("hostaddr"), port=port, path=database)
+        self.target: str = place("postgresql", user=user, host=host or known.get("hostaddr"), port=port, path=database)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.target}>"

@@ -58,7 +58,7 @@ class Socket:
         self._context = _context(tls, context)
         self._server_hostname = server_hostname or host
         self._socket_timeout = socket_timeout
-        self.target = place("tls" if tls else "tcp", host=host, port=port)
+        self.target: str = place("tls" if tls else "tcp", host=host, port=port)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.target}>"
@@ -177,7 +177,7 @@ class AsyncSocket:
         self._host, self._port = host, port
         self._context = _context(tls, context)
         self._server_hostname = server_hostname or host
-        self.target = place("tls" if tls else "tcp", host=host, port=port)
+        self.target: str = place("tls" if tls else "tcp", host=host, port=port)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.target}>"

@@ -94,7 +94,7 @@ class Sqlite:
         # sqlite3.Connection cannot be weakly referenced, so these are kept by id, from open to close.
         self._files: dict[int, tuple[tuple[int, int] | None, tuple[str, int]]] = {}
 
-        self.target = f"sqlite:///{self._path}"
+        self.target: str = f"sqlite:///{self._path}"
         query = parse_qs(self._path.partition("?")[2]) if self._path.startswith("file:") else {}
         memory = "memory" in query.get("mode", ()) or "memdb" in query.get("vfs", ())
         if self._path == ":memory:":
