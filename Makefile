@@ -32,9 +32,9 @@ types: $(VENV)/.checks
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	PYTHONPATH=src $(BIN)/pyright --pythonpath $(BIN)/python --verifytypes millpond --ignoreexternal
 
-# Each script prints what it has measured, and fails if that falls short of its goal.
+# Prints what is measured beside its goal, and fails if something falls short: make measure ARGS='crowd --markdown'
 measure: $(VENV)/.test
-	@set -e; for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script; done
+	$(BIN)/python -m benchmarks $(ARGS)
 
 clean:
 	rm -rf .venv* build dist .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache demo.png

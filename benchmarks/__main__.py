@@ -1,6 +1,6 @@
 """Measures everything, or what is named, and prints each figure beside its goal; exits with 1 if one falls short.
 
-    python -m benchmarks [--markdown] [NAME ...]
+python -m benchmarks [--markdown] [NAME ...]
 """
 
 from __future__ import annotations
@@ -43,14 +43,12 @@ def main() -> int:
         for figure in MEASURES[name]():
             short += not figure.kept
             verdict = "kept" if figure.kept else "**missed**" if arguments.markdown else "MISSED"
+            cells = figure.measure, figure.case, figure.shown, figure.shown_goal, verdict
             if arguments.markdown:
-                print(f"| {figure.measure} | {figure.case} | {figure.shown} | {figure.shown_goal} | {verdict} |", flush=True)
+                print("|", " | ".join(cells), "|", flush=True)
             else:
-                print(
-                    f"{name:12} {figure.measure + ', ' + figure.case:74} {figure.shown:>10}   "
-                    f"goal {figure.shown_goal:<10} {verdict}",
-                    flush=True,
-                )
+                measure, case, shown, goal, _ = cells
+                print(f"{name:12} {measure + ', ' + case:74} {shown:>10}   goal {goal:<10} {verdict}", flush=True)
         print(f"{name}: {time.monotonic() - start:.1f} s", file=sys.stderr)
     return 1 if short else 0
 

@@ -6,6 +6,7 @@ import statistics
 import threading
 import time
 from collections.abc import Iterator
+from typing import TypeAlias
 
 import anyio
 
@@ -20,17 +21,17 @@ ROUNDS = 15
 GOAL = 0.010
 
 
-class _Refusal(ConnectionRefusedError):
-    """Made once and raised by every open, so that it can be told from others."""
+Told: TypeAlias = tuple[float, BaseException | None]
+"""When a caller knew, and the cause that it was given."""
 
 
 def delay_of_threads() -> float:
     """Return the seconds from the failure to the last caller's knowing it, with the cause."""
     connector = FakeConnector()
     connector.hold()
-    refusal = _Refusal()
+    refusal = ConnectionRefusedError()
     connector.fail_next(100, refusal)
-    learned: list[float] = []
+    told: list[Told] = []
     with Pool(connector, max_size=CALLERS, max_opening=1) as pool:
 
         def call() -> None:
@@ -38,8 +39,7 @@ def delay_of_threads() -> float:
                 with pool.connection():
                     raise AssertionError("there is nothing to lend")
             except ConnectFailed as error:
-                learned.append(time.monotonic())
-                assert error.__cause__ is refusal
+                told.append((time.monotonic(), error.__cause__))
 
         threads = [threading.Thread(target=call) for _ in range(CALLERS)]
         for thread in threads:
@@ -52,18 +52,17 @@ def delay_of_threads() -> float:
         connector.let_go()
         for thread in threads:
             thread.join()
-    assert len(learned) == CALLERS
-    return max(learned) - failed
+    return _last(told, refusal) - failed
 
 
 def delay_of_tasks(backend: str) -> float:
     """Return the same for tasks."""
-    learned: list[float] = []
+    refusal = ConnectionRefusedError()
+    told: list[Told] = []
 
     async def main() -> float:
         connector = AsyncFakeConnector()
         connector.hold()
-        refusal = _Refusal()
         connector.fail_next(100, refusal)
         async with AsyncPool(connector, max_size=CALLERS, max_opening=1) as pool:
 
@@ -72,22 +71,26 @@ def delay_of_tasks(backend: str) -> float:
                     async with pool.connection():
                         raise AssertionError("there is nothing to lend")
                 except ConnectFailed as error:
-                    learned.append(time.monotonic())
-                    assert error.__cause__ is refusal
+                    told.append((time.monotonic(), error.__cause__))
 
             async with anyio.create_task_group() as group:
                 for _ in range(CALLERS):
                     group.start_soon(call)
                 while pool.stats().waiting < CALLERS:
-                    await anyio.sleep(0)
+                    await anyio.lowlevel.checkpoint()
                 await connector.wait_until(lambda: connector.opening == 1)
                 failed = time.monotonic()
                 connector.let_go()
         return failed
 
     failed = anyio.run(main, backend=backend)
-    assert len(learned) == CALLERS
-    return max(learned) - failed
+    return _last(told, refusal) - failed
+
+
+def _last(told: list[Told], refusal: BaseException) -> float:
+    assert len(told) == CALLERS, "everybody is told"
+    assert all(cause is refusal for _, cause in told), "and why"
+    return max(when for when, _ in told)
 
 
 def measure() -> Iterator[Figure]:

@@ -8,6 +8,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 from benchmarks.figure import Figure
@@ -116,12 +117,12 @@ def measure() -> Iterator[Figure]:
     """Yield the medians of a few deaths."""
     with Postgres() as postgres:
         for case, recovery in (
-            ("threads, psycopg", lambda: recovery_of_threads(postgres)),
-            ("asyncio, psycopg", lambda: recovery_of_tasks(postgres, "psycopg")),
-            ("asyncio, asyncpg", lambda: recovery_of_tasks(postgres, "asyncpg")),
+            ("threads, psycopg", partial(recovery_of_threads, postgres)),
+            ("asyncio, psycopg", partial(recovery_of_tasks, postgres, "psycopg")),
+            ("asyncio, asyncpg", partial(recovery_of_tasks, postgres, "asyncpg")),
         ):
             rounds = [recovery() for _ in range(ROUNDS)]
-            known = statistics.median(each.known for each in rounds)
-            served = statistics.median(each.served for each in rounds)
-            yield Figure("server killed: its 6 idle connections known dead after", case, known * 1e3, " ms", KNOWN_GOAL * 1e3)
-            yield Figure("server back: a caller served after", case, served * 1e3, " ms", SERVED_GOAL * 1e3, "<", 1)
+            known = statistics.median(each.known for each in rounds) * 1e3
+            served = statistics.median(each.served for each in rounds) * 1e3
+            yield Figure("server killed: its 6 idle connections known dead after", case, known, " ms", KNOWN_GOAL * 1e3)
+            yield Figure("server back: a caller served after", case, served, " ms", SERVED_GOAL * 1e3, "<", 1)

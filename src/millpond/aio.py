@@ -47,10 +47,23 @@ class TaskLease(Lease[C]):
 
     async def __aenter__(self) -> C:
         conn = self.enter()
-        if conn is None:
-            claim = self._claim = await self._pool._wait(self._timeout)
-            conn = claim.entry.conn
-        return conn
+        if conn is not None:
+            return conn
+        # Not a coroutine of its own, which every waiting task would keep as well.
+        pool = self._pool
+        waiter = pool._waiter(self._timeout)
+        try:
+            pool._enrol(waiter)
+            while not waiter.done:
+                await waiter.sleep()
+            claim = self._claim = waiter.claim
+            if claim is not None:
+                return claim.entry.conn
+        except BaseException:
+            self._claim = None
+            pool._step(pool._core.cancel, waiter)
+            raise
+        raise pool._refusal_of(waiter)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -345,25 +358,17 @@ class AsyncPool(Shell[C]):
         assert self._backend is not None
         return self._backend.waiter(owner, now, now + limit, call_site(sys._getframe(2)))
 
-    async def _wait(self, timeout: float | None) -> Claim[C]:
-        """Borrow by way of the line."""
-        waiter = self._waiter(timeout)
-        try:
-            self._step(self._core.enrol, waiter)
-            if not waiter.done:
-                if waiter.deadline < math.inf and self._deadlines.add(waiter, len(self._core.line)):
-                    # The keeper has to be there, and to look at its watch anew.
-                    self._kick()
-                    self._bell.ring()
-                while not waiter.done:
-                    await waiter.sleep()
-            if waiter.claim is not None:
-                return waiter.claim
-        except BaseException:
-            self._step(self._core.cancel, waiter)
-            raise
+    def _enrol(self, waiter: AsyncWaiter[C]) -> None:
+        """Put a caller in line, unless it is served at once."""
+        self._step(self._core.enrol, waiter)
+        if not waiter.done and waiter.deadline < math.inf and self._deadlines.add(waiter, len(self._core.line)):
+            # The keeper has to be there, and to look at its watch anew.
+            self._kick()
+            self._bell.ring()
+
+    def _refusal_of(self, waiter: AsyncWaiter[C]) -> Exception:
         assert waiter.refusal is not None
-        raise self._refused(waiter.refusal, waiter.deadline - waiter.since, monotonic() - waiter.since)
+        return self._refused(waiter.refusal, waiter.deadline - waiter.since, monotonic() - waiter.since)
 
     async def _await_all(self, enrol: Callable[[Waiter[C], float], None], waiter: AsyncWaiter[C]) -> None:
         """Wait for a state of the whole pool, until the waiter's deadline."""
