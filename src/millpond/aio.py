@@ -20,7 +20,6 @@ import anyio
 
 from millpond._backends import AsyncWaiter, Backend, current_backend
 from millpond._core.core import BEAT, Job, Task
-from millpond._core.entry import Claim
 from millpond._core.lease import Lease
 from millpond._core.line import Waiter
 from millpond._core.settings import Options, Settings

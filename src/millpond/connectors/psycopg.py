@@ -21,6 +21,7 @@ import select
 from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping, Sequence
 from operator import attrgetter
 from time import monotonic
+from traceback import clear_frames
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast, overload
 
 from millpond.connector import Condition
@@ -83,12 +84,15 @@ _REFUSALS = (
 )
 
 
-def _until(deadline: float, steps: Generator[S, Any, T]) -> Generator[S, Any, T]:
+def _until(
+    deadline: float, steps: Generator[S, Any, T], heed: Callable[[], object] = lambda: None
+) -> Generator[S, Any, T]:
     """Run psycopg's generator under a deadline; psycopg before 3.3.9 has no limit for its waits."""
     try:
         step = next(steps)
         while True:
             ready = yield step
+            heed()
             if monotonic() >= deadline:
                 raise psycopg.errors.ConnectionTimeout("the server did not answer in time")
             step = steps.send(ready)
@@ -96,7 +100,24 @@ def _until(deadline: float, steps: Generator[S, Any, T]) -> Generator[S, Any, T]
         result: T = done.value
         return result
     finally:
-        steps.close()  # the half-open connection goes now, not with the traceback
+        steps.close()
+
+
+def _lost_cancellation() -> Callable[[], None]:
+    """Make what raises a cancellation that came during a wait and was lost there.
+
+    psycopg before 3.3.8 waits with `asyncio.wait_for`, and that of Python 3.11 forgets a cancellation that comes
+    together with what it waits for (github.com/python/cpython/issues/86296).
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    before = task.cancelling()
+
+    def heed() -> None:
+        if task.cancelling() > before:
+            raise asyncio.CancelledError
+
+    return heed
 
 
 def _copy(adapters: AdaptersMap | None) -> AdaptersMap | None:
@@ -229,13 +250,15 @@ class _Inspection(Generic[C]):
         for name, value in self._kwargs.items():
             yield name, value() if callable(value) else value
 
-    def _attempts(self, attempts: Sequence[ConnDict], deadline: float) -> Iterator[PQGenConn[C]]:
+    def _attempts(
+        self, attempts: Sequence[ConnDict], deadline: float, heed: Callable[[], object] = lambda: None
+    ) -> Iterator[PQGenConn[C]]:
         """Start one attempt after the other; each gets an equal share of the time that is left."""
         for left, attempt in zip(range(len(attempts), 0, -1), attempts, strict=True):
             now = monotonic()
             share = min((deadline - now) / left, timeout_from_conninfo(attempt))
             steps = cast("PQGenConn[C]", self._class._connect_gen(make_conninfo("", **attempt)))
-            yield _until(now + share, steps)
+            yield _until(now + share, steps, heed)
 
     def _adopt(self, conn: C) -> C:
         for name, value in self._given.items():
@@ -348,8 +371,11 @@ class Psycopg(_Inspection["psycopg.Connection[R]"], Generic[R]):
                 return self._adopt(waiting.wait_conn(attempt, _TICK))
             except psycopg.Error as exc:
                 failure = exc.with_traceback(None)
+            except BaseException as exc:
+                clear_frames(exc.__traceback__)  # the half-open connection goes now, whoever keeps the exception
+                raise
             finally:
-                attempt.close()  # it may have been interrupted
+                attempt.close()
         assert failure is not None
         raise failure
 
@@ -433,13 +459,16 @@ class AsyncPsycopg(_Inspection["psycopg.AsyncConnection[R]"], Generic[R]):
             params = await self._class._get_connection_params("", **{**_parsed(values.pop("")), **values})
             attempts = await conninfo_attempts_async(params)
         failure: psycopg.Error | None = None
-        for attempt in self._attempts(attempts, deadline):
+        for attempt in self._attempts(attempts, deadline, _lost_cancellation()):
             try:
                 return self._adopt(await waiting.wait_conn_async(attempt, _TICK))
             except psycopg.Error as exc:
                 failure = exc.with_traceback(None)
+            except BaseException as exc:
+                clear_frames(exc.__traceback__)  # as above
+                raise
             finally:
-                attempt.close()  # it may have been interrupted
+                attempt.close()
         assert failure is not None
         raise failure
 
@@ -457,4 +486,5 @@ class AsyncPsycopg(_Inspection["psycopg.AsyncConnection[R]"], Generic[R]):
 
     async def _wait(self, conn: psycopg.AsyncConnection[R], steps: PQGen[None], timeout: float) -> None:
         # Not conn.wait: if cancelled it would spend up to 10 s on a cancel request, for a connection to be abandoned.
-        await waiting.wait_async(_until(monotonic() + timeout, steps), conn.pgconn.socket, _TICK)
+        steps = _until(monotonic() + timeout, steps, _lost_cancellation())
+        await waiting.wait_async(steps, conn.pgconn.socket, _TICK)
