@@ -131,6 +131,7 @@ if sys.version_info >= (3, 12):
         path: Path, conn: sqlite3.Connection, autocommit: bool
     ) -> None:
         connector = Sqlite(path, autocommit=autocommit)
+        at_rest = CLEAN if autocommit else DIRTY  # without autocommit a transaction is always open
         ours = connector.open(5)
         assert ours.autocommit is autocommit
         if autocommit:
@@ -138,12 +139,12 @@ if sys.version_info >= (3, 12):
         ours.execute("delete from work")
         assert connector.inspect(ours, None) is DIRTY
         connector.reset(ours, 5)
-        assert connector.inspect(ours, None) is CLEAN
+        assert connector.inspect(ours, None) is at_rest
         assert conn.execute("select count(*) from work").fetchone() == (10,)
         ours.autocommit = not autocommit
         assert connector.inspect(ours, None) is DIRTY
         connector.reset(ours, 5)
-        assert connector.inspect(ours, None) is CLEAN
+        assert connector.inspect(ours, None) is at_rest
         assert ours.autocommit is autocommit
         connector.close(ours)
 
