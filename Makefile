@@ -8,7 +8,7 @@ ARGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 DRIVERS := aiosqlite,asyncpg,psycopg,testing,trio
-CODE := $(wildcard src tests benchmarks demo)
+CODE := $(wildcard src tests benchmarks demo docs)
 
 .PHONY: demo test lint types measure clean
 
