@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from inspect import iscoroutinefunction
 from random import random
 from typing import Final, Generic, Protocol, TypeVar
 
@@ -42,6 +43,10 @@ SUSPENDED: Final = 1.0
 """Seconds by which the boot-time clock must outrun the monotonic one to show that the machine was suspended."""
 
 
+CONNECTOR: Final = (*(name for name in vars(Inspector) if name[0] != "_"), "open", "ping", "reset", "close")
+"""What a connector has."""
+
+
 class Bell(Protocol):
     """Wakes a pool's keeper, who does what is due."""
 
@@ -63,6 +68,23 @@ class Shell(ABC, Generic[C]):
         self._inherited: dict[int, C] = {}
         self._begin()
         _fork.adopt(self)
+
+    @classmethod
+    def _expect(cls, source: object, twin: str, *, tasks: bool) -> None:
+        """Raise `TypeError` for a source that a pool of this kind cannot open connections with."""
+        name = cls.__name__
+        if isinstance(source, str):
+            raise TypeError(f"{name}() takes a connector or a callable; for a URL, use {name}.from_url()")
+        way = source if callable(source) else getattr(source, "open", None)
+        if not (callable(source) or all(hasattr(source, member) for member in CONNECTOR)):
+            raise TypeError(
+                f"{name}() takes a connector, or a callable that returns a new connection; "
+                f"{type(source).__qualname__} is neither"
+            )
+        if iscoroutinefunction(way) and not tasks:
+            raise TypeError(f"connections that are awaited are for {twin}, not for {name}")
+        if tasks and not callable(source) and not iscoroutinefunction(way):
+            raise TypeError(f"connections that are not awaited are for {twin}, not for {name}")
 
     def _begin(self) -> None:
         """Start with nothing open: when the pool is made, and again in a forked child."""
@@ -385,11 +407,12 @@ class Shell(ABC, Generic[C]):
         elif refusal is Refusal.DOWN:
             since = 0.0 if outage is None else time.monotonic() - outage.since
             attempts = 1 if outage is None else outage.attempts
+            tried = f"tried {attempts} times in {_seconds(since)}" if attempts > 1 else "tried once"
             error = self._error(
                 ConnectFailed,
                 f"cannot connect to {self._inspector.target}",
                 "the pool goes on trying; set ride_out=True to have callers wait for the server up to their timeout",
-                numbers=f"{_times(attempts)} tried in {_seconds(since)}",
+                numbers=tried,
                 cause=cause,
             )
         else:
@@ -462,11 +485,9 @@ E = TypeVar("E", bound=PoolError)
 
 
 def _seconds(seconds: float) -> str:
-    return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds:.2g} s"
-
-
-def _times(count: int) -> str:
-    return "once" if count == 1 else f"{count} times"
+    if seconds >= 1:
+        return f"{seconds:.1f} s"
+    return f"{seconds * 1000:.1f} ms" if 0 < seconds < 0.01 else f"{seconds:.2g} s"
 
 
 def _brief(error: BaseException | None) -> str:

@@ -210,7 +210,8 @@ class AsyncPool(Shell[C]):
         **settings: Unpack[Options],
     ) -> None:
         self._made = False
-        checked = Settings(**settings)
+        checked = Settings.of(settings)
+        self._expect(source, "Pool", tasks=True)
         connector: AsyncConnector[C]
         if callable(source):
             from millpond.connectors.factory import AsyncFactory

@@ -257,7 +257,8 @@ class Pool(Shell[C]):
         **settings: Unpack[Options],
     ) -> None:
         self._made = False
-        checked = Settings(**settings)
+        checked = Settings.of(settings)
+        self._expect(source, "AsyncPool", tasks=False)
         if callable(source):
             from millpond.connectors.factory import Factory
 

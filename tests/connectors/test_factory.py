@@ -147,6 +147,14 @@ def test_abandoning_raises_nothing() -> None:
         connector.close(Thing())
 
 
+def test_a_callable_that_returns_a_coroutine_is_told_where_it_belongs() -> None:
+    async def connect() -> Thing:
+        return Thing()
+
+    with pytest.raises(TypeError, match="returns a coroutine; connections that are awaited are for AsyncPool"):
+        Factory(functools.partial(connect)).open(5)
+
+
 def test_the_target_shows_no_argument() -> None:
     def dial(password: str) -> Thing:
         return Thing()

@@ -83,6 +83,7 @@ def test_a_connection_is_opened_by_url(postgres: Postgres, tmp_path: Path) -> No
         ("postgresql+asyncpg://me:hunter2@db", "postgresql+asyncpg:// is for AsyncPool only"),
         ("sqlite+aiosqlite:///hunter2", "sqlite+aiosqlite:// is for AsyncPool only"),
         ("postgresql://me:hun/ter2hunter2@db/app", "percent-encode"),
+        ("postgresql://me:hunter2@hunter2@db/app", "percent-encode"),
         ("sqlite://hunter2", "three slashes"),
         ("sqlite:///:memory:?cache=hunter2", "takes no query"),
         ("tcp://db", "tcp://host:port"),
@@ -98,6 +99,12 @@ def test_a_url_that_cannot_work_is_declined_without_being_quoted(url: str, words
         connector_for(url)
     assert "hunter2" not in str(failure.value)
     assert failure.value.__context__ is None or failure.value.__suppress_context__
+
+
+@pytest.mark.parametrize("url", ["postgresql://me@db/app", "postgresql+asyncpg://me@db/app", "sqlite:///app.db"])
+def test_an_option_that_nobody_knows_is_declined_at_once(url: str) -> None:
+    with pytest.raises(TypeError, match="max_sise"):
+        async_connector_for(url, max_sise=5)
 
 
 def test_what_is_known_is_listed() -> None:

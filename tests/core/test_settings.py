@@ -67,3 +67,13 @@ def test_good_settings_are_taken_and_cannot_be_changed() -> None:
 
 def test_the_keyword_arguments_of_a_pool_are_the_settings() -> None:
     assert list(Options.__annotations__) == [field.name for field in fields(Settings)]
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("max_sise", r"; did you mean max_size\?$"), ("colour", r"; there are name, min_size, .*, ride_out$")],
+)
+def test_an_unknown_setting_is_refused_with_the_one_that_may_be_meant(name: str, hint: str) -> None:
+    with pytest.raises(TypeError, match=f"^a pool has no setting '{name}'{hint}"):
+        Settings.of({name: 5})  # type: ignore[misc]
+    assert Settings.of({"max_size": 3}) == Settings(max_size=3)

@@ -17,7 +17,7 @@ import pytest
 
 import millpond
 from millpond import Stats
-from millpond.testing import FakeConnection
+from millpond.testing import AsyncFakeConnector, FakeConnection, FakeConnector
 
 from .conftest import Shell
 
@@ -595,6 +595,30 @@ async def test_a_pool_tells_what_it_is(make: Make) -> None:
 async def test_a_callable_comes_with_its_own_ways(way: str) -> None:
     with pytest.raises(TypeError, match="go with a callable"):
         Shell(way, close=print)  # type: ignore[arg-type]
+
+
+async def _awaited() -> object:
+    return object()
+
+
+@pytest.mark.parametrize(
+    ("kind", "source", "expected"),
+    [
+        (millpond.Pool, "postgresql://app:secret@db/app", r"for a URL, use Pool\.from_url\(\)$"),
+        (millpond.AsyncPool, "postgresql://app:secret@db/app", r"for a URL, use AsyncPool\.from_url\(\)$"),
+        (millpond.Pool, object(), "takes a connector, or a callable that returns a new connection; object is neither"),
+        (millpond.AsyncPool, 5, "takes a connector, or a callable that returns a new connection; int is neither"),
+        (millpond.Pool, AsyncFakeConnector(), "for AsyncPool, not for Pool"),
+        (millpond.Pool, _awaited, "for AsyncPool, not for Pool"),
+        (millpond.AsyncPool, FakeConnector(), "for Pool, not for AsyncPool"),
+    ],
+)
+def test_what_cannot_open_connections_is_refused_with_what_could(
+    kind: Callable[[object], object], source: object, expected: str
+) -> None:
+    with pytest.raises(TypeError, match=expected) as refused:
+        kind(source)
+    assert "secret" not in str(refused.value)
 
 
 def test_both_shells_have_the_same_methods_in_the_same_order_with_the_same_docstrings() -> None:

@@ -67,6 +67,18 @@ class Settings:
     ride_out: bool = False
     """While the server is down, wait for it up to `timeout` instead of failing at once."""
 
+    @classmethod
+    def of(cls, options: Options) -> Settings:
+        """Make settings of a pool's keyword arguments; raises `TypeError` for one that is none, with what is."""
+        known = [field.name for field in fields(cls)]
+        for name in options:
+            if name not in known:
+                from difflib import get_close_matches
+
+                meant = "".join(f"; did you mean {match}?" for match in get_close_matches(name, known, 1))
+                raise TypeError(f"a pool has no setting {name!r}{meant or '; there are ' + ', '.join(known)}")
+        return cls(**options)
+
     def __post_init__(self) -> None:
         for field in fields(self):
             self._check_type(field.name)

@@ -59,6 +59,9 @@ class Asyncpg:
     ) -> None:
         if reset not in ("transaction", "session"):
             raise ValueError(f'reset must be "transaction" or "session", not {reset!r}')
+        strange = kwargs.keys() - inspect.signature(asyncpg.connect).parameters.keys()
+        if strange:
+            raise TypeError(f"neither the pool nor asyncpg.connect() knows the argument {min(strange)!r}")
         self._arguments = {"dsn": dsn, **kwargs}
         self._session = reset == "session"
         self.target: str

@@ -122,7 +122,11 @@ class Factory(_Inspection[C]):
 
     def open(self, timeout: float) -> C:
         """Call `connect`; raises what it raises. `timeout` is not enforced."""
-        return cast("C", self._connect())
+        conn = self._connect()
+        if inspect.iscoroutine(conn):
+            conn.close()
+            raise TypeError(f"{self.target} returns a coroutine; connections that are awaited are for AsyncPool")
+        return cast("C", conn)
 
     def ping(self, conn: C, timeout: float) -> None:
         """Call `ping`, or look at the socket and raise ConnectionError if it shows a sign of death."""

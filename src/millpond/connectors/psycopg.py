@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import re
 import select
 from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping, Sequence
 from operator import attrgetter
@@ -56,6 +57,8 @@ T = TypeVar("T")
 CLEAN, DIRTY, BROKEN = Condition
 _IDLE = int(pq.TransactionStatus.IDLE)
 _OPEN = (int(pq.TransactionStatus.INTRANS), int(pq.TransactionStatus.INERROR))
+
+_PARAMETERS = {option.keyword.decode() for option in pq.Conninfo.get_defaults()}
 
 # What a borrower may change on the client's side, and the next one would inherit.
 _SETTINGS = (
@@ -130,6 +133,9 @@ def _parsed(conninfo: str) -> ConnDict:
         params = conninfo_to_dict(conninfo)
     except psycopg.ProgrammingError:
         raise ValueError("conninfo is neither a PostgreSQL URL nor key=value pairs that libpq can read") from None
+    if "://" in conninfo and re.split(r"[/?#]", conninfo.partition("://")[2], maxsplit=1)[0].count("@") > 1:
+        # libpq took a part of the password for the host.
+        raise ValueError("conninfo is a URL with more than one @: percent-encode / ? # @ in its password")
     if "user" not in params and "://" in conninfo and "@" in conninfo.partition("?")[0]:
         # libpq took a part of the password for the host, the port or the database.
         raise ValueError("conninfo is a URL with an @ but without a user: percent-encode / ? # @ in its password")
@@ -164,6 +170,9 @@ class _Inspection(Generic[C]):
         self._opened: tuple[object, ...] = ()
         self._handlers = (0, 0)
         self._adapters: AdaptersMap | None = None
+        strange = kwargs.keys() - _PARAMETERS
+        if strange:
+            raise TypeError(f"neither the pool nor libpq knows the parameter {min(strange)!r}")
         known = {**({} if callable(conninfo) else _parsed(conninfo)), **kwargs}
         known = {name: value for name, value in known.items() if not callable(value)}
         user, host, port, database = (known.get(name) for name in ("user", "host", "port", "dbname"))
