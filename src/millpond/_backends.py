@@ -43,6 +43,10 @@ class Backend(Protocol):
         """Whether the caller runs in this loop."""
         ...
 
+    def ended(self) -> bool:
+        """Whether nothing will ever run in this loop again."""
+        ...
+
     def whoami(self) -> int:
         """Return the number of the running task. Raises what `stranger` makes outside of the loop."""
         ...
@@ -96,6 +100,9 @@ class AsyncioBackend:
     def running(self) -> bool:
         return events._get_running_loop() is self._loop
 
+    def ended(self) -> bool:
+        return self._loop.is_closed()
+
     def whoami(self) -> int:
         if events._get_running_loop() is not self._loop:
             raise self._stranger()
@@ -110,7 +117,6 @@ class AsyncioBackend:
     ) -> None:
         # In a context of its own: what a caller has set there (a trace, a request) is not the pool's.
         task = self._loop.create_task(work(*args), context=contextvars.Context())
-        crew.add(task)
 
         def ended(task: asyncio.Task[None]) -> None:
             crew.discard(task)
@@ -120,6 +126,7 @@ class AsyncioBackend:
 
         # A callback, and nothing inside of the task, since a task can be cancelled before it begins.
         task.add_done_callback(ended)
+        crew.add(task)
 
     def call(self, function: Callable[[], object]) -> None:
         with suppress(RuntimeError):  # the loop has been closed
@@ -184,6 +191,13 @@ class TrioBackend:
         except RuntimeError:
             return False
 
+    def ended(self) -> bool:
+        try:
+            self._token.run_sync_soon(bool)
+        except self._trio.RunFinishedError:
+            return True
+        return False
+
     def whoami(self) -> int:
         if not self.running():
             raise self._stranger()
@@ -201,7 +215,7 @@ class TrioBackend:
             try:
                 await work(*args)
             finally:
-                crew.discard(task)
+                crew.discard(self._trio.lowlevel.current_task())
 
         task = self._trio.lowlevel.spawn_system_task(member, context=contextvars.Context())
         crew.add(task)

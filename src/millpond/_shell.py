@@ -23,7 +23,7 @@ from typing import Final, Generic, Protocol, TypeVar
 from millpond import _fork, _watcher
 from millpond._core.core import Core, Fitness
 from millpond._core.entry import Claim, Entry, Reason, State
-from millpond._core.lease import Lease
+from millpond._core.lease import Lease, let_go
 from millpond._core.line import Refusal
 from millpond._core.settings import Settings
 from millpond._core.stats import Stats
@@ -145,20 +145,24 @@ class Shell(ABC, Generic[C]):
                 "was used by a signal handler or a finaliser that interrupted the pool itself",
                 "let the handler set a flag or an event, and use the pool outside of it",
             )
-        with lock:
-            core = self._core
-            now = time.monotonic()
-            if self._torn:
-                core.audit(now)
-            self._torn = True
-            outcome = change(*args, now)
-            wakes = core.wakes
-            while wakes:
-                # Struck off after it is woken: if this is cut in between, the next change wakes it again.
-                wakes[-1].wake()
-                wakes.pop()
-            work = core.chores or core.opens_wanted(now)
-            self._torn = False
+        try:
+            with lock:
+                core = self._core
+                now = time.monotonic()
+                if self._torn:
+                    core.audit(now)
+                self._torn = True
+                outcome = change(*args, now)
+                wakes = core.wakes
+                while wakes:
+                    # Struck off after it is woken: if this is cut in between, the next change wakes it again.
+                    wakes[-1].wake()
+                    wakes.pop()
+                work = core.chores or core.opens_wanted(now)
+                self._torn = False
+        except BaseException as cut:
+            let_go(cut)
+            raise
         if work:
             self._kick()
         return outcome
@@ -183,12 +187,12 @@ class Shell(ABC, Generic[C]):
         """Do what is due; return the seconds until something will be."""
         core = self._core
         while self._lost:
-            self._step(core.lost, self._lost[0])
+            if self._step(core.lost, self._lost[0]):
+                log.warning(
+                    "pool %r: a connection on loan was never returned; its borrower is gone, and it was closed",
+                    self._settings.name,
+                )
             self._lost.popleft()
-            log.warning(
-                "pool %r: a connection on loan was never returned; its borrower is gone, and the connection was closed",
-                self._settings.name,
-            )
         now = time.monotonic()
         suspended = _suspended_for()
         slept = suspended - self._suspended > SUSPENDED
@@ -254,7 +258,7 @@ class Shell(ABC, Generic[C]):
         """Free the connections of a pool that nobody can use any more."""
         core = self._core
         for claim in list(core.idle):
-            claim.lost = None
+            claim.dissolve()
             with suppress(Exception):
                 self._unwatch(claim.entry)
                 self._inspector.abandon(claim.entry.conn)
@@ -302,6 +306,13 @@ class Shell(ABC, Generic[C]):
         else:
             what, hint = f"was asked to {verb} a connection that is not on loan", "it has been returned before"
         raise self._misused(what, hint)
+
+    def _drop(self, lease: Lease[C]) -> None:
+        """Lose a lease that `acquire` could not hand out, and with it its claim."""
+        for number, held in list(self._held.items()):
+            if held is lease:
+                del self._held[number]
+        lease._claim = None
 
     def _misused(self, what: str, hint: str) -> Misuse:
         return self._error(Misuse, what, hint)

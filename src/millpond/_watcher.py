@@ -18,7 +18,7 @@ import weakref
 from contextlib import suppress
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
-__all__ = ["Descriptor", "Watched", "forget", "identify", "unavailable", "watch"]
+__all__ = ["Descriptor", "Watched", "forget", "identify", "report", "unavailable", "watch"]
 
 
 class Descriptor(NamedTuple):
@@ -45,12 +45,24 @@ class Watched(Protocol[E_contra]):
     def _hung_up(self, entry: E_contra) -> None: ...
 
 
+class _Record(NamedTuple):
+    descriptor: Descriptor
+    pool: weakref.ref[Watched[Any]]
+    entry: object
+
+    def tell(self) -> None:
+        """Tell the pool that the connection is dead."""
+        pool = self.pool()
+        if pool is not None:
+            pool._hung_up(self.entry)
+
+
 class _Watcher:
     """The epoll, and whose connection each of its descriptors is."""
 
     def __init__(self) -> None:
         self.epoll = select.epoll()
-        self.watched: dict[int, tuple[Descriptor, weakref.ref[Watched[Any]], object]] = {}
+        self.watched: dict[int, _Record] = {}
         threading.Thread(target=self._run, name="millpond-watcher", daemon=True).start()
 
     def _run(self) -> None:
@@ -58,18 +70,13 @@ class _Watcher:
             for number, _ in self.epoll.poll():
                 found = self.watched.get(number)
                 # An event can be of a file that has gone since, while another process keeps it open, and the number
-                # may mean another file by now; so the kernel is asked again.
+                # may mean another watched file by now; so the kernel is asked again. A number that means something
+                # else although nobody has called `forget` was closed by the driver: then its connection is dead, too.
                 # (test: a_reused_descriptor_is_not_mistaken_for_the_one_that_died)
-                if found is None:
-                    continue
-                descriptor, ref, entry = found
-                if not descriptor.current() or not hung_up(number):
-                    continue
-                pool = ref()
-                if pool is not None:
-                    pool._hung_up(entry)
-                # Neither is to be kept alive while this thread waits for the next event.
-                del pool, found, ref, entry
+                if found is not None and (hung_up(number) or not found.descriptor.current()):
+                    found.tell()
+                # It is not to be kept alive while this thread waits for the next event.
+                del found
 
 
 _watcher: _Watcher | None = None
@@ -110,7 +117,11 @@ def watch(descriptor: Descriptor, pool: Watched[E], entry: E) -> None:
     if watcher is None:
         with _starting:
             watcher = _watcher = _watcher or _Watcher()
-    watcher.watched[descriptor.number] = (descriptor, weakref.ref(pool), entry)
+    former = watcher.watched.get(descriptor.number)
+    watcher.watched[descriptor.number] = _Record(descriptor, weakref.ref(pool), entry)
+    if former is not None and former.descriptor != descriptor:
+        # Its driver has closed it, and its number was free.
+        former.tell()
     events = HANG_UP | select.EPOLLET
     try:
         watcher.epoll.register(descriptor.number, events)
@@ -124,6 +135,13 @@ def watch(descriptor: Descriptor, pool: Watched[E], entry: E) -> None:
         watcher.watched.pop(descriptor.number, None)
 
 
+def report(descriptor: Descriptor) -> None:
+    """Take word of a driver that has found its connection dead, and may have closed it before the watcher looked."""
+    found = None if _watcher is None else _watcher.watched.get(descriptor.number)
+    if found is not None and found.descriptor == descriptor:
+        found.tell()
+
+
 def forget(descriptor: Descriptor) -> None:
     """Stop watching. It comes before a descriptor is closed: a forked child may hold the same file, and epoll goes by
     files, not by descriptors."""
@@ -131,7 +149,7 @@ def forget(descriptor: Descriptor) -> None:
     if watcher is None:
         return
     found = watcher.watched.get(descriptor.number)
-    if found is None or found[0] != descriptor:
+    if found is None or found.descriptor != descriptor:
         return
     del watcher.watched[descriptor.number]
     if descriptor.current():

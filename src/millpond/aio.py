@@ -20,7 +20,7 @@ import anyio
 
 from millpond._backends import AsyncWaiter, Backend, current_backend
 from millpond._core.core import BEAT, Job, Task
-from millpond._core.lease import Lease
+from millpond._core.lease import Lease, let_go
 from millpond._core.line import Waiter
 from millpond._core.settings import Options, Settings
 from millpond._core.stats import Stats
@@ -81,11 +81,13 @@ class _TracedLease(TaskLease[C]):
 
     async def __aenter__(self) -> C:
         conn = await super().__aenter__()
-        claim = self._claim
-        site = call_site(sys._getframe(1))
-        if claim is not None and site is not None:
-            claim.entry.site = (claim.entry.uses, *site)
-        return conn
+        try:
+            self._note(call_site(sys._getframe(1)))
+            return conn
+        except BaseException as cut:
+            self._claim = None
+            let_go(cut)
+            raise
 
 
 class _AsyncBell:
@@ -262,8 +264,13 @@ class AsyncPool(Shell[C]):
         """
         lease = self.connection(timeout)
         conn = await lease.__aenter__()
-        self._held[id(conn)] = lease
-        return conn
+        try:
+            self._held[id(conn)] = lease
+            return conn
+        except BaseException as cut:
+            self._drop(lease)
+            let_go(cut)
+            raise
 
     def release(self, conn: C) -> None:
         """Return a connection that `acquire` lent.
@@ -322,6 +329,11 @@ class AsyncPool(Shell[C]):
         Waits up to `timeout` seconds for the loans. Connections still on loan then are named in a warning to the log,
         and closed when they come back. Closing twice is closing once.
         """
+        if self._backend is not None and self._backend.ended():
+            self._step(self._core.close)
+            self._bury()
+            return
+        self._core.whoami()
         self._step(self._core.close)
         if not self._core.entries:
             return
@@ -329,6 +341,17 @@ class AsyncPool(Shell[C]):
         await self._await_all(self._core.drain, waiter)
         if not waiter.done:
             self._tell_unreturned()
+
+    def _bury(self) -> None:
+        """Close at once, without goodbyes, since the loop has ended that the pool's tasks and borrowers lived in."""
+        core = self._core
+        for entry in list(core.entries):
+            self._step(core.lost, entry)
+        while (job := self._step(core.next_chore)) is not None:
+            self._unwatch(job.entry)
+            with suppress(Exception):
+                self._connector.abandon(job.entry.conn)
+            self._step(core.closed, job.entry)
 
     # Looking.
 

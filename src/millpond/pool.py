@@ -94,11 +94,13 @@ class _TracedLease(ThreadLease[C]):
 
     def __enter__(self) -> C:
         conn = super().__enter__()
-        claim = self._claim
-        site = call_site(sys._getframe(1))
-        if claim is not None and site is not None:
-            claim.entry.site = (claim.entry.uses, *site)
-        return conn
+        try:
+            self._note(call_site(sys._getframe(1)))
+            return conn
+        except BaseException as cut:
+            self._claim = None
+            let_go(cut)
+            raise
 
 
 class _ThreadWaiter(Waiter[C]):
@@ -183,7 +185,8 @@ class _Crew:
     def join(self, deadline: float) -> None:
         """Wait until they have gone."""
         for thread in list(self._threads):
-            if thread is not threading.current_thread():
+            # One that has been hired and has not begun finds the pool closed, and goes.
+            if thread.is_alive() and thread is not threading.current_thread():
                 thread.join(max(0.0, deadline - monotonic()))
 
     def _serve(self) -> None:
@@ -310,8 +313,13 @@ class Pool(Shell[C]):
         """
         lease = self.connection(timeout)
         conn = lease.__enter__()
-        self._held[id(conn)] = lease
-        return conn
+        try:
+            self._held[id(conn)] = lease
+            return conn
+        except BaseException as cut:
+            self._drop(lease)
+            let_go(cut)
+            raise
 
     def release(self, conn: C) -> None:
         """Return a connection that `acquire` lent.

@@ -152,7 +152,7 @@ def test_a_callable_that_returns_a_coroutine_is_told_where_it_belongs() -> None:
         return Thing()
 
     with pytest.raises(TypeError, match="returns a coroutine; connections that are awaited are for AsyncPool"):
-        Factory(functools.partial(connect)).open(5)
+        Factory[object](connect).open(5)
 
 
 def test_the_target_shows_no_argument() -> None:

@@ -50,12 +50,17 @@ class Bench:
         self.core: Core[str] = Core(
             Settings(**options),
             self.now,
-            lost=self.lost.append,
+            lost=self.note_lost,
             whoami=lambda: 7,
             clock=lambda: self.now,
             inspect=None,
         )
         self.made = 0
+
+    def note_lost(self, entry: Entry[str]) -> None:
+        """Note a loss, which a claim may report more than once."""
+        if entry not in self.lost:
+            self.lost.append(entry)
 
     # What a lease needs of a pool.
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import gc
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from millpond._core.core import Core, Fitness, Job, Task
-from millpond._core.entry import TRANSITIONS, Claim, Entry, Reason, State
+from millpond._core.entry import TRANSITIONS, Claim, Entry, Reason, State, _Guard
 from millpond._core.line import Line, Refusal, Waiter
 from millpond._core.outage import Outage
 from millpond._core.settings import Settings
@@ -36,6 +36,17 @@ def test_callers_are_served_in_the_order_they_came() -> None:
         caller.claim = None
     assert served == ["a", "b", "c"]
     assert bench.core.wakes == callers
+
+
+def test_one_who_leaves_before_enrolling_disturbs_nobody() -> None:
+    bench = Bench(max_size=1)
+    bench.fill(1)
+    for waiting in (0, 1):
+        stranger = Caller("stranger", bench.now, 5.0)
+        bench.core.cancel(stranger, bench.now)
+        assert len(bench.core.line) == waiting
+        bench.check()
+        bench.enrol("caller")
 
 
 def test_nobody_overtakes_a_waiter() -> None:
@@ -260,8 +271,9 @@ def test_a_connection_lent_by_the_parent_of_a_fork_is_not_taken_back() -> None:
     (claim,) = bench.fill(1)
     claim.entry.good_until = 0.0
     assert child.give(claim) is None
-    assert claim.lost is None
     assert not child.core.idle and not child.core.entries
+    del claim
+    assert not bench.lost
 
 
 # Lifetimes
@@ -809,6 +821,17 @@ def test_the_claim_of_an_open_that_dies_gives_its_place_back() -> None:
     bench.open()
 
 
+def test_a_hang_up_that_is_told_late_casts_no_suspicion() -> None:
+    bench = Bench(max_size=2)
+    (sound,) = bench.stock(1)
+    (claim,) = bench.fill(1)
+    entry = claim.entry
+    bench.give(claim, Fitness.CUT)
+    bench.core.hung_up(entry, bench.now)
+    assert not sound.suspect
+    assert bench.work() == ["abandon"]
+
+
 def test_a_loss_that_is_reported_late_changes_nothing() -> None:
     bench = Bench(max_size=1)
     (claim,) = bench.fill(1)
@@ -870,10 +893,58 @@ def test_an_open_that_was_cut_short_leaves_no_trace_and_no_outage() -> None:
     bench.check()
 
 
-def test_a_claim_without_its_finaliser_dies_quietly() -> None:
-    claim: Claim[str] = Claim.__new__(Claim)
+def test_a_claim_that_was_cut_in_the_making_dies_quietly() -> None:
+    guard: _Guard[str] = _Guard.__new__(_Guard)
+    del guard
+
+
+def test_a_finaliser_that_is_struck_has_a_twin_that_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(max_size=1)
+    struck: list[object] = []
+    monkeypatch.setattr("sys.unraisablehook", struck.append)
+
+    def strike_once(entry: Entry[str]) -> None:
+        if not struck:
+            raise KeyboardInterrupt
+        bench.note_lost(entry)
+
+    entry: Entry[str] = Entry(1, 0, bench.now)
+    claim = Claim(entry, strike_once)
     del claim
+    assert len(struck) == 1
+    assert bench.lost == [entry]
+
+
+@pytest.mark.parametrize("claim_is_older", [True, False])
+def test_a_generator_closed_by_the_collector_returns_its_loan_and_reports_nothing(claim_is_older: bool) -> None:
+    """The collector finalises all that is in a cycle, in the order of its making, and only then looks what lives."""
+    bench = Bench(max_size=1)
+    itself: list[object] = []
+
+    def borrow(itself: list[object]) -> Iterator[None]:
+        if not claim_is_older:
+            bench.stock(1)
+        lease = bench.lease()
+        lease.enter()
+        try:
+            yield
+        finally:
+            lease.leave(None, None, None)
+        itself.clear()
+
+    if claim_is_older:
+        bench.stock(1)
+    borrowing = borrow(itself)
+    next(borrowing)
+    itself.append(borrowing)
+    del borrowing, itself
     gc.collect()
+    assert not bench.lost
+    (claim,) = bench.core.idle
+    entry = claim.entry
+    bench.core.idle.clear()
+    del claim
+    assert bench.lost == [entry], "its death is reported, when it comes"
 
 
 def test_a_caller_who_dies_with_its_grant_loses_the_connection_not_the_place() -> None:
@@ -1102,9 +1173,9 @@ def test_an_exception_in_the_middle_of_a_borrow_costs_the_connection_and_not_its
 
     entry = Interrupting(1, 0, bench.now)
     (claim,) = bench.core.idle
-    claim.lost = None
+    claim.dissolve()
     bench.core.idle.clear()
-    bench.core.idle.append(Claim(entry, bench.lost.append))
+    bench.core.idle.append(Claim(entry, bench.note_lost))
     with pytest.raises(KeyboardInterrupt) as caught:
         bench.lease().enter()
     assert bench.lost == [entry], "although the traceback is still kept"
@@ -1125,6 +1196,21 @@ def test_an_exception_in_the_middle_of_a_return_costs_the_connection_and_not_its
         lease.leave(None, None, None)
     assert bench.lost == [entry], "although the traceback is still kept"
     del caught
+
+
+def test_a_lease_notes_where_it_was_borrowed() -> None:
+    bench = Bench(max_size=1)
+    (entry,) = bench.stock(1)
+    lease = bench.lease()
+    code = test_a_lease_notes_where_it_was_borrowed.__code__
+    lease._claim = None
+    lease._note((code, 0))
+    lease.enter()
+    lease._note(None)
+    assert entry.site is None
+    lease._note((code, 0))
+    assert entry.site == (entry.uses, code, 0)
+    lease.leave(None, None, None)
 
 
 def test_a_lease_that_dies_gives_its_place_back() -> None:

@@ -315,7 +315,7 @@ class Core(Generic[C]):
         entry = claim.entry
         if entry not in self.entries:
             # Lent by the parent of this process: it stays the parent's.
-            claim.lost = None
+            claim.dissolve()
         elif fit is Fitness.DEAD or fit is Fitness.CUT:
             self._close(claim, entry.doom or Reason.BROKEN, abandon=True)
             if fit is Fitness.DEAD:
@@ -369,8 +369,9 @@ class Core(Generic[C]):
 
     def hung_up(self, entry: Entry[C], now: float) -> None:
         """Note that a connection is known to be dead."""
-        self.condemn(entry, Reason.HUNG_UP, now)
-        self.suspect(now)
+        if entry.state in OPEN:
+            self.condemn(entry, Reason.HUNG_UP, now)
+            self.suspect(now)
 
     def suspect(self, now: float) -> None:
         """Doubt every idle connection, since one was found dead: each is checked before it is lent again."""
@@ -387,14 +388,16 @@ class Core(Generic[C]):
             entry.good_until = -math.inf
             self._sweep_due = True
 
-    def lost(self, entry: Entry[C], now: float) -> None:
-        """Close a connection whose claim has died: whoever owned it is gone."""
+    def lost(self, entry: Entry[C], now: float) -> bool:
+        """Close a connection whose claim has died: whoever owned it is gone. Tell whether there was one to close."""
+        opened = entry in self.entries and entry.state in OPEN
         if entry.state is State.OPENING:
             self._forgo(entry)
             self._greet_drained()
-        elif entry in self.entries and entry.state in OPEN:
+        elif opened:
             self._end(entry, entry.doom or Reason.LOST, abandon=True)
         self._set_gate()
+        return opened
 
     # What is done beside the line.
 
@@ -448,7 +451,7 @@ class Core(Generic[C]):
     def open_failed(self, claim: Claim[C], error: BaseException, refused: bool, jitter: float, now: float) -> None:
         """Note that an open has failed, and tell those who wait for nothing else. `jitter` is from 0 up to 1."""
         self._forgo(claim.entry)
-        claim.lost = None
+        claim.dissolve()
         self.open_failures += 1
         if self.outage is None:
             self.outages += 1
@@ -479,7 +482,7 @@ class Core(Generic[C]):
                 self._end(entry, Reason.FORKED, abandon=False)
                 self._jobs.pop()
                 entry.queued = True
-                claim.lost = None
+                claim.dissolve()
                 parted.append(entry)
             else:
                 self.idle.append(claim)
@@ -494,7 +497,7 @@ class Core(Generic[C]):
     def forgo(self, claim: Claim[C], now: float) -> None:
         """Give an open up that was cut short by no fault of the server's."""
         self._forgo(claim.entry)
-        claim.lost = None
+        claim.dissolve()
         self._greet_drained()
 
     def _forgo(self, entry: Entry[C]) -> None:
@@ -554,7 +557,7 @@ class Core(Generic[C]):
     def _close(self, claim: Claim[C], reason: Reason, *, abandon: bool = False) -> None:
         self._end(claim.entry, reason, abandon=abandon)
         # Last, because a claim that is dropped before that reports its entry as lost, which ends it too.
-        claim.lost = None
+        claim.dissolve()
 
     def _end(self, entry: Entry[C], reason: Reason, *, abandon: bool) -> None:
         entry.doom = reason
@@ -747,7 +750,7 @@ class Core(Generic[C]):
     def audit(self, now: float) -> list[str]:
         """Derive everything anew from the entries and the line; tell what was found to be wrong."""
         found: list[str] = []
-        for waiter in tuple(self.line):
+        for waiter in list(self.line):
             if waiter.claim is not None or waiter.refusal is not None:
                 found.append("a caller in line already had its answer")
                 waiter.done = True

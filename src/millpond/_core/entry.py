@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Hashable
+from sys import getrefcount
 from types import CodeType
 from typing import Final, Generic, TypeVar
 
@@ -121,22 +122,60 @@ class Claim(Generic[C]):
 
     It lies in the idle deque, in a waiter, in a job or in a lease, and nowhere else: the entry does not hold it. An
     exception can arrive between any two instructions, also between the one that pops a claim and the one that
-    stores it. The claim then dies with the stack that held it, and its finaliser tells the pool which entry has
-    lost its owner. So no slot can leak, without a lock or a log of intentions on the hot path.
+    stores it. The claim then dies with the stack that held it, and its guards tell the pool which entry has lost its
+    owner. So no slot can leak, without a lock or a log of intentions on the hot path.
 
-    The finaliser takes no lock: it may run anywhere, also inside the pool's own locked section.
+    There are two guards because a finaliser, too, can be struck by an exception, and is not run again.
     """
 
-    __slots__ = ("entry", "lost")
-
-    entry: Entry[C]
+    __slots__ = ("_guards", "entry")
 
     def __init__(self, entry: Entry[C], lost: Callable[[Entry[C]], None]) -> None:
         self.entry = entry
+        self._guards = (_Guard(entry, lost), _Guard(entry, lost))
+
+    def dissolve(self) -> None:
+        """Give the right up in good order: its end is not to be reported."""
+        for guard in self._guards:
+            guard.lost = None
+
+
+class _Guard(Generic[C]):
+    """Reports the death of the claim that holds it. It takes no lock: it may run inside the pool's own locked section.
+
+    The collector calls the finalisers of all that is in a cycle before it looks whether one of them has brought the
+    rest back to life, as a generator does that leaves its `with` block and returns its claim. A guard that is still
+    held was called so. It is never called again, and leaves an heir, which the collector does not know yet.
+    (test: a_generator_closed_by_the_collector)
+    """
+
+    __slots__ = ("_entry", "_heir", "lost")
+
+    def __init__(self, entry: Entry[C], lost: Callable[[Entry[C]], None]) -> None:
+        self._entry = entry
         self.lost: Callable[[Entry[C]], None] | None = lost
 
     def __del__(self) -> None:
-        # Dissolved claims have no `lost`; neither has one whose __init__ was interrupted.
+        # Not there if __init__ was interrupted.
         lost = getattr(self, "lost", None)
-        if lost is not None:
-            lost(self.entry)
+        if lost is None:
+            return
+        if getrefcount(self) > _UNHELD:
+            self._heir = _Guard(self._entry, lost)
+        else:
+            lost(self._entry)
+
+
+def _references_of_the_unheld() -> int:
+    counts: list[int] = []
+
+    class Probe:
+        def __del__(self) -> None:
+            counts.append(getrefcount(self))
+
+    Probe()
+    return counts[0]
+
+
+_UNHELD: Final = _references_of_the_unheld()
+"""What `getrefcount` says in a finaliser that runs because the last reference has gone; it differs by version."""

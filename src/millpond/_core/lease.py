@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from types import TracebackType
+from types import CodeType, TracebackType
 from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
 
 from millpond._core.core import Core
@@ -92,6 +92,12 @@ class Lease(_Base[C]):
             claim = self._claim = None  # type: ignore[assignment]
             let_go(cut)
             raise
+
+    def _note(self, site: tuple[CodeType, int] | None) -> None:
+        """Note where it was borrowed."""
+        claim = self._claim
+        if claim is not None and site is not None:
+            claim.entry.site = (claim.entry.uses, *site)
 
     def _wait(self) -> C | None:
         """Borrow by way of the line. An async lease returns None here, and waits in its own way."""

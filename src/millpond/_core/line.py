@@ -30,7 +30,7 @@ class Waiter(Generic[C]):
     It is done as soon as it has a claim or a refusal, or has been cancelled; it never gets a second outcome.
     """
 
-    __slots__ = ("claim", "deadline", "done", "owner", "refusal", "since", "site")
+    __slots__ = ("claim", "deadline", "done", "enrolled", "owner", "refusal", "since", "site")
 
     def __init__(self, owner: int, since: float, deadline: float, site: tuple[CodeType, int] | None) -> None:
         self.owner = owner
@@ -40,6 +40,7 @@ class Waiter(Generic[C]):
         self.claim: Claim[C] | None = None
         self.refusal: Refusal | None = None
         self.done = False
+        self.enrolled = False
 
     def wake(self) -> None:
         """Let the caller go on. It does not block, and does nothing the second time."""
@@ -66,10 +67,12 @@ class Line(Generic[C]):
         return len(self._queue) - self._gaps
 
     def __iter__(self) -> Iterator[Waiter[C]]:
-        return (waiter for waiter in self._queue if not waiter.done)
+        # Not over self: a list of it would ask for its length, which is what an audit has to put right.
+        return iter([waiter for waiter in self._queue if not waiter.done])
 
     def enrol(self, waiter: Waiter[C]) -> None:
         """Put a waiter at the end."""
+        waiter.enrolled = True
         self._queue.append(waiter)
 
     def head(self) -> Waiter[C] | None:
@@ -84,8 +87,10 @@ class Line(Generic[C]):
         return None
 
     def leave(self, waiter: Waiter[C]) -> None:
-        """Take a waiter out, wherever it stands."""
+        """Take a waiter out, wherever it stands, if it does: one who is cut before it has enrolled leaves, too."""
         waiter.done = True
+        if not waiter.enrolled:
+            return
         if self._queue[0] is waiter:
             self._queue.popleft()
             return

@@ -18,7 +18,9 @@ import socket
 from asyncio import isfuture
 from collections.abc import Awaitable, Callable
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
+from millpond import _watcher
 from millpond.connector import Condition
 from millpond.connectors.factory import cut
 from millpond.connectors.urls import place, without_secrets
@@ -64,6 +66,7 @@ class Asyncpg:
             raise TypeError(f"neither the pool nor asyncpg.connect() knows the argument {min(strange)!r}")
         self._arguments = {"dsn": dsn, **kwargs}
         self._session = reset == "session"
+        self._descriptors: WeakKeyDictionary[asyncpg.Connection, _watcher.Descriptor] = WeakKeyDictionary()
         self.target: str
         if isinstance(dsn, str):
             self.target = without_secrets(dsn)
@@ -84,7 +87,9 @@ class Asyncpg:
                     value = value()
                 arguments[name] = await value if inspect.isawaitable(value) else value
             arguments["timeout"] = timeout
-            return await asyncpg.connect(**arguments)
+            conn: asyncpg.Connection = await asyncpg.connect(**arguments)
+        self._watch(conn)
+        return conn
 
     def inspect(self, conn: asyncpg.Connection, error: BaseException | None) -> Condition:
         """Tell by asyncpg's protocol state what the connection is fit for; takes about 2 µs."""
@@ -101,7 +106,7 @@ class Asyncpg:
             or conn._listeners
             or conn._log_listeners
             or conn._query_loggers
-            or conn._termination_listeners
+            or len(conn._termination_listeners) != 1
         ):
             return DIRTY
         # Nobody can tell what a session was told.
@@ -152,6 +157,18 @@ class Asyncpg:
                 conn._termination_listeners,
             ):
                 callbacks.clear()
+            self._watch(conn)
+
+    def _watch(self, conn: asyncpg.Connection) -> None:
+        """Have asyncpg tell of a hang-up: it reads idle connections, too, and closes them before others can look."""
+        descriptor = _watcher.identify(self.descriptor(conn))
+        if descriptor is not None:
+            self._descriptors[conn] = descriptor
+        conn.add_termination_listener(self._hung_up)
+
+    def _hung_up(self, conn: asyncpg.Connection) -> None:
+        if conn in self._descriptors:
+            _watcher.report(self._descriptors.pop(conn))
 
     async def close(self, conn: asyncpg.Connection) -> None:
         """Say goodbye and wait until the server has hung up; if cancelled, the connection is closed at once."""
