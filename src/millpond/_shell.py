@@ -24,7 +24,7 @@ from millpond import _fork, _watcher
 from millpond._core.core import Core, Fitness
 from millpond._core.entry import Claim, Entry, Reason, State
 from millpond._core.lease import Lease, let_go
-from millpond._core.line import Refusal
+from millpond._core.line import Refusal, Waiter
 from millpond._core.settings import Settings
 from millpond._core.stats import Stats
 from millpond._whereabouts import call_site, line_of
@@ -107,7 +107,7 @@ class Shell(ABC, Generic[C]):
             self._settings,
             time.monotonic(),
             lost=note_lost,
-            whoami=self._whoami,
+            whoami=self._identify(),
             clock=time.monotonic,
             inspect=self._inspect,
         )
@@ -153,11 +153,8 @@ class Shell(ABC, Generic[C]):
                     core.audit(now)
                 self._torn = True
                 outcome = change(*args, now)
-                wakes = core.wakes
-                while wakes:
-                    # Struck off after it is woken: if this is cut in between, the next change wakes it again.
-                    wakes[-1].wake()
-                    wakes.pop()
+                if core.wakes:
+                    _wake(core.wakes)
                 work = core.chores or core.opens_wanted(now)
                 self._torn = False
         except BaseException as cut:
@@ -172,8 +169,8 @@ class Shell(ABC, Generic[C]):
         """See to it that the core's work is done: soon, and elsewhere."""
 
     @abstractmethod
-    def _whoami(self) -> int:
-        """Return the number of the running thread or task."""
+    def _identify(self) -> Callable[[], int]:
+        """Return what tells the number of the running thread or task; it does not refer to the pool."""
 
     @abstractmethod
     def _hang_bell(self) -> Bell:
@@ -493,6 +490,15 @@ class Shell(ABC, Generic[C]):
 
 
 E = TypeVar("E", bound=PoolError)
+
+
+def _wake(waiters: list[Waiter[C]]) -> None:
+    # Not a loop inside of a `with`: CPython 3.13 can raise a signal handler's exception at a loop's jump back, and then
+    # calls no __exit__. (test: no_protection_is_left_by_the_jump_back_of_a_loop)
+    while waiters:
+        # Struck off after it is woken: if this is cut in between, the next change wakes it again.
+        waiters[-1].wake()
+        waiters.pop()
 
 
 def _seconds(seconds: float) -> str:

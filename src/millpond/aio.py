@@ -20,6 +20,7 @@ import anyio
 
 from millpond._backends import AsyncWaiter, Backend, current_backend
 from millpond._core.core import BEAT, Job, Task
+from millpond._core.entry import Claim
 from millpond._core.lease import Lease, let_go
 from millpond._core.line import Waiter
 from millpond._core.settings import Options, Settings
@@ -53,16 +54,17 @@ class TaskLease(Lease[C]):
         waiter = pool._waiter(self._timeout)
         try:
             pool._enrol(waiter)
-            while not waiter.done:
+            if not waiter.done:
                 await waiter.sleep()
             claim = self._claim = waiter.claim
             if claim is not None:
                 return claim.entry.conn
+            refusal = pool._refusal_of(waiter)
         except BaseException:
             self._claim = None
             pool._step(pool._core.cancel, waiter)
             raise
-        raise pool._refusal_of(waiter)
+        raise refusal
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -169,23 +171,27 @@ async def _keep(ref: weakref.ref[AsyncPool[Any]], bell: _AsyncBell) -> None:
     pool = ref()
     if pool is None or not pool._employ_keeper(bell):
         return
+    del pool
     try:
-        while pool is not None:
-            try:
-                pause = pool._manage()
-            except Exception:
-                log.exception("pool %r: its keeper stumbled and goes on", pool.name)
-                pause = BEAT
-            del pool
-            if pause is None:
-                return
-            await bell.wait(pause)
-            pool = ref()
+        await _keep_on(ref, bell)
     finally:
         # Whether the pool is done or its loop is: another loop may not go on with it, but another keeper might have to.
         pool = ref()
         if pool is not None and pool._bell is bell:
             pool._kept = False
+
+
+async def _keep_on(ref: weakref.ref[AsyncPool[Any]], bell: _AsyncBell) -> None:
+    while (pool := ref()) is not None:
+        try:
+            pause = pool._manage()
+        except Exception:
+            log.exception("pool %r: its keeper stumbled and goes on", pool.name)
+            pause = BEAT
+        del pool
+        if pause is None:
+            return
+        await bell.wait(pause)
 
 
 class AsyncPool(Shell[C]):
@@ -398,7 +404,7 @@ class AsyncPool(Shell[C]):
         try:
             self._step(enrol, waiter)
             with anyio.move_on_after(waiter.deadline - waiter.since):
-                while not waiter.done:
+                if not waiter.done:
                     await waiter.sleep()
         finally:
             self._step(self._core.desist, waiter)
@@ -419,9 +425,12 @@ class AsyncPool(Shell[C]):
     def _hang_bell(self) -> _AsyncBell:
         return _AsyncBell()
 
-    def _whoami(self) -> int:
-        """Make the running loop the pool's own."""
-        backend = current_backend(self._strange)
+    def _identify(self) -> Callable[[], int]:
+        return _weakly(self._settle_down)
+
+    def _settle_down(self) -> int:
+        """Make the running loop the pool's own, at the first call."""
+        backend = current_backend(_weakly(self._strange))
         owner = backend.whoami()
         self._backend = self._bell.backend = backend
         self._core.whoami = backend.whoami
@@ -470,33 +479,39 @@ class AsyncPool(Shell[C]):
 
     async def _open_all(self) -> None:
         """Open connections as long as they are wanted."""
-        core = self._core
-        while (claim := self._step(core.next_open)) is not None:
-            limit = self._settings.connect_timeout
-            try:
-                conn = await _within(limit, self._connector.open, limit)
-                self._accept(conn)
-            except Exception as error:
-                self._step(core.open_failed, claim, error, self._is_refusal(error), random())
-                self._bell.ring()
-            except BaseException:
-                # This task was cancelled: most likely its loop ends, and nothing is wrong with the server.
+        while (claim := self._step(self._core.next_open)) is not None:
+            await self._open(claim)
+
+    async def _open(self, claim: Claim[C]) -> None:
+        core, limit = self._core, self._settings.connect_timeout
+        try:
+            conn = await _within(limit, self._connector.open, limit)
+            self._accept(conn)
+        except Exception as error:
+            self._step(core.open_failed, claim, error, self._is_refusal(error), random())
+            self._bell.ring()
+        except BaseException:
+            # This task was cancelled: most likely its loop ends, and nothing is wrong with the server.
+            with self._lock:
                 core.forgo(claim, monotonic())
-                raise
-            else:
-                self._install(claim, conn)
+            raise
+        else:
+            self._install(claim, conn)
 
     async def _tend_all(self) -> None:
         """Check, reset and close as long as there is something to."""
         self._tending += 1
         try:
-            while (job := self._step(self._core.next_chore)) is not None:
-                if job.claim is None:
-                    await self._end(job)
-                else:
-                    await self._tend(job)
+            await self._tend_on()
         finally:
             self._tending -= 1
+
+    async def _tend_on(self) -> None:
+        while (job := self._step(self._core.next_chore)) is not None:
+            if job.claim is None:
+                await self._end(job)
+            else:
+                await self._tend(job)
 
     async def _tend(self, job: Job[C]) -> None:
         conn, limit = job.entry.conn, self._settings.connect_timeout
@@ -545,6 +560,18 @@ class AsyncPool(Shell[C]):
 
 
 T = TypeVar("T")
+
+
+def _weakly(method: Callable[[], T]) -> Callable[[], T]:
+    """Return what calls a pool's method and does not keep the pool alive: it is called by the pool only."""
+    ref = weakref.WeakMethod(method)
+
+    def call() -> T:
+        living = ref()
+        assert living is not None
+        return living()
+
+    return call
 
 
 async def _within(limit: float, work: Callable[..., Awaitable[T]], *args: object) -> T:

@@ -118,9 +118,9 @@ class _ThreadWaiter(Waiter[C]):
             self._signal.release()
 
     def sleep(self) -> None:
-        """Wait until woken or until the deadline."""
-        left = self.deadline - monotonic()
-        self._signal.acquire(timeout=-1 if left > threading.TIMEOUT_MAX else max(0.0, left))
+        """Wait until done or until the deadline."""
+        while not self.done and (left := self.deadline - monotonic()) > 0:
+            self._signal.acquire(timeout=-1 if left > threading.TIMEOUT_MAX else left)
 
 
 class _ThreadBell:
@@ -416,11 +416,8 @@ class Pool(Shell[C]):
         waiter = self._waiter(timeout)
         try:
             self._step(self._core.enrol, waiter)
-            while not waiter.done:
-                waiter.sleep()
-                if monotonic() >= waiter.deadline:
-                    # Nothing changes for one who has been served in the nick of time.
-                    self._step(self._core.expire, waiter)
+            if not waiter.done:
+                self._sit_out(waiter)
             if waiter.claim is not None:
                 return waiter.claim
         except BaseException:
@@ -429,12 +426,17 @@ class Pool(Shell[C]):
         assert waiter.refusal is not None
         raise self._refused(waiter.refusal, waiter.deadline - waiter.since, monotonic() - waiter.since)
 
+    def _sit_out(self, waiter: _ThreadWaiter[C]) -> None:
+        waiter.sleep()
+        if not waiter.done:
+            # Nothing changes for one who has been served in the nick of time.
+            self._step(self._core.expire, waiter)
+
     def _await_all(self, enrol: Callable[[Waiter[C], float], None], waiter: _ThreadWaiter[C]) -> None:
         """Wait for a state of the whole pool, until the waiter's deadline."""
         try:
             self._step(enrol, waiter)
-            while not waiter.done and monotonic() < waiter.deadline:
-                waiter.sleep()
+            waiter.sleep()
         finally:
             self._step(self._core.desist, waiter)
 
@@ -457,8 +459,8 @@ class Pool(Shell[C]):
         if not self._lock._is_owned():  # type: ignore[attr-defined]
             self._step(self._core.rejoin)
 
-    def _whoami(self) -> int:
-        return get_ident()
+    def _identify(self) -> Callable[[], int]:
+        return get_ident
 
     def _hang_bell(self) -> _ThreadBell:
         return _ThreadBell()

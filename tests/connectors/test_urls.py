@@ -15,7 +15,14 @@ from millpond.connectors.factory import Factory
 from millpond.connectors.psycopg import AsyncPsycopg, Psycopg
 from millpond.connectors.sockets import AsyncSocket, Socket
 from millpond.connectors.sqlite import Sqlite
-from millpond.connectors.urls import InvalidURL, async_connector_for, connector_for, place, without_secrets
+from millpond.connectors.urls import (
+    InvalidURL,
+    async_connector_for,
+    connector_for,
+    expect_encoded,
+    place,
+    without_secrets,
+)
 from millpond.testing import Postgres
 
 
@@ -27,7 +34,7 @@ from millpond.testing import Postgres
         ("PostgreSQL+psycopg://db/app", Psycopg, "postgresql://db/app"),
         ("sqlite:///relative.db", Sqlite, "sqlite:///relative.db"),
         ("sqlite:////tmp/a%20b.db", Sqlite, "sqlite:////tmp/a b.db"),
-        ("sqlite:///relative.db?mode=ro", Sqlite, "sqlite:///file:relative.db?mode=ro"),
+        ("sqlite:///relative.db?mode=ro", Sqlite, "sqlite:///relative.db"),
         ("sqlite://", Sqlite, "sqlite:///:memory:"),
         ("sqlite:///:memory:", Sqlite, "sqlite:///:memory:"),
         ("tcp://db:5", Socket, "tcp://db:5"),
@@ -99,6 +106,24 @@ def test_a_url_that_cannot_work_is_declined_without_being_quoted(url: str, words
         connector_for(url)
     assert "hunter2" not in str(failure.value)
     assert failure.value.__context__ is None or failure.value.__suppress_context__
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "postgresql+asyncpg"])
+@pytest.mark.parametrize("secret", ["hun/ter2", "hun?ter2", "hun#ter2", "hun@ter2", "hun:@ter2", "/hunter2"])
+def test_a_password_that_is_not_encoded_is_declined_before_it_is_taken_for_something_else(
+    scheme: str, secret: str
+) -> None:
+    with pytest.raises(InvalidURL, match="percent-encoded") as failure:
+        async_connector_for(f"{scheme}://me:{secret}@db/app")
+    assert "ter2" not in str(failure.value)
+
+
+@pytest.mark.parametrize(
+    "hosts", ["db", "db:5", "me@db", "me:hunter2@db:5", "me@a:1,b:2", "[::1]", "me@[::1]:5", "", "db,[::1]:5"]
+)
+@pytest.mark.parametrize("rest", ["", "/app", "/app?application_name=a@b", "?user=me&password=a%40b"])
+def test_what_is_encoded_passes(hosts: str, rest: str) -> None:
+    expect_encoded(f"postgresql://{hosts}{rest}")
 
 
 @pytest.mark.parametrize("url", ["postgresql://me@db/app", "postgresql+asyncpg://me@db/app", "sqlite:///app.db"])

@@ -430,6 +430,19 @@ def test_a_process_that_stood_still_doubts_what_it_knew() -> None:
     assert bench.work() == ["check", "check"]
 
 
+def test_what_was_on_loan_during_a_standstill_is_checked_before_it_is_lent_again() -> None:
+    bench = Bench(max_size=1)
+    (claim,) = bench.fill(1)
+    bench.now += 60
+    bench.core.tick(False, bench.now)
+    assert claim.entry.suspect
+    bench.give(claim)
+    caller = bench.enrol("caller")
+    assert caller.claim is None
+    assert bench.work() == ["check"]
+    assert caller.claim is not None
+
+
 def test_a_caller_who_is_back_before_the_ticker_after_a_standstill_gets_nothing_unchecked() -> None:
     bench = Bench(max_size=1)
     (entry,) = bench.stock(1)

@@ -179,25 +179,32 @@ class Core(Generic[C]):
             # The process stood still and this caller is back before the ticker.
             self.tick(False, now)
         self.settle(now)
-        if self.closing:
-            self._refuse(waiter, Refusal.CLOSED)
-            return
-        if not self.paused and self.line.head() is None:
+        if not (self.closing or self.paused) and self.line.head() is None:
             claim = self._fetch(now)
             if claim is not None:
                 waiter.done = True
                 self._lend(claim, waiter, now)
                 return
-        settings = self.settings
-        if waiter.deadline <= now:
-            self._refuse(waiter, Refusal.TIMEOUT)
-        elif settings.max_waiting is not None and len(self.line) >= settings.max_waiting:
-            self._refuse(waiter, Refusal.FULL)
-        elif self.outage is not None and not self._worth_waiting(self.outage, now):
-            self._refuse(waiter, Refusal.DOWN)
-        else:
+        refusal = self._objection(waiter, now)
+        if refusal is None:
             self.line.enrol(waiter)
             self.settle(now)
+        else:
+            self._refuse(waiter, refusal)
+            waiter.done = True
+
+    def _objection(self, waiter: Waiter[C], now: float) -> Refusal | None:
+        """Why a caller may not even wait, if there is a reason."""
+        limit = self.settings.max_waiting
+        if self.closing:
+            return Refusal.CLOSED
+        if waiter.deadline <= now:
+            return Refusal.TIMEOUT
+        if limit is not None and len(self.line) >= limit:
+            return Refusal.FULL
+        if self.outage is not None and not self._worth_waiting(self.outage, now):
+            return Refusal.DOWN
+        return None
 
     def _worth_waiting(self, outage: Outage, now: float) -> bool:
         """Whether one who comes during an outage may wait: for the attempt under way, or for a connection on loan."""
@@ -214,7 +221,6 @@ class Core(Generic[C]):
 
     def _refuse(self, waiter: Waiter[C], refusal: Refusal) -> None:
         waiter.refusal = refusal
-        waiter.done = True
         if refusal is Refusal.TIMEOUT:
             self.timeouts += 1
         else:
@@ -222,8 +228,9 @@ class Core(Generic[C]):
 
     def _dismiss(self, waiter: Waiter[C], refusal: Refusal) -> None:
         """Refuse one who stands in line."""
-        self.wakes.append(waiter)
+        # In this order: whoever is woken has an answer, and whoever has one is in line until it is to be woken.
         self._refuse(waiter, refusal)
+        self.wakes.append(waiter)
         self.line.leave(waiter)
 
     def expire(self, waiter: Waiter[C], now: float) -> None:
@@ -641,6 +648,8 @@ class Core(Generic[C]):
                 entry.idle_since = now
                 if now >= entry.expires:
                     self.condemn(entry, Reason.MAX_LIFETIME, now)
+                elif standstill:
+                    self._doubt(entry)
                 else:
                     self._renew(entry, now)
             elif state in TENDING and now - entry.since >= STALLED:
@@ -708,8 +717,8 @@ class Core(Generic[C]):
         while waiters:
             waiter = waiters[-1]
             waiter.refusal = refusal
-            waiter.done = True
             self.wakes.append(waiter)
+            waiter.done = True
             waiters.pop()
 
     def resize(self, settings: Settings, now: float) -> None:

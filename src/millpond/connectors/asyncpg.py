@@ -23,7 +23,7 @@ from weakref import WeakKeyDictionary
 from millpond import _watcher
 from millpond.connector import Condition
 from millpond.connectors.factory import cut
-from millpond.connectors.urls import place, without_secrets
+from millpond.connectors.urls import expect_encoded, place, without_secrets
 
 try:
     import asyncpg
@@ -69,6 +69,7 @@ class Asyncpg:
         self._descriptors: WeakKeyDictionary[asyncpg.Connection, _watcher.Descriptor] = WeakKeyDictionary()
         self.target: str
         if isinstance(dsn, str):
+            expect_encoded(dsn)
             self.target = without_secrets(dsn)
         else:
             known = {name: value for name, value in kwargs.items() if not callable(value)}
@@ -86,6 +87,8 @@ class Asyncpg:
                 if callable(value) and not isinstance(value, type):  # connection_class and record_class are types
                     value = value()
                 arguments[name] = await value if inspect.isawaitable(value) else value
+            if isinstance(arguments["dsn"], str):
+                expect_encoded(arguments["dsn"])
             arguments["timeout"] = timeout
             conn: asyncpg.Connection = await asyncpg.connect(**arguments)
         self._watch(conn)

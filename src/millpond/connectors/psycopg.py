@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import re
 import select
 from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping, Sequence
 from operator import attrgetter
@@ -26,7 +25,7 @@ from traceback import clear_frames
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast, overload
 
 from millpond.connector import Condition
-from millpond.connectors.urls import place
+from millpond.connectors.urls import expect_encoded, place
 
 try:
     import psycopg
@@ -133,12 +132,7 @@ def _parsed(conninfo: str) -> ConnDict:
         params = conninfo_to_dict(conninfo)
     except psycopg.ProgrammingError:
         raise ValueError("conninfo is neither a PostgreSQL URL nor key=value pairs that libpq can read") from None
-    if "://" in conninfo and re.split(r"[/?#]", conninfo.partition("://")[2], maxsplit=1)[0].count("@") > 1:
-        # libpq took a part of the password for the host.
-        raise ValueError("conninfo is a URL with more than one @: percent-encode / ? # @ in its password")
-    if "user" not in params and "://" in conninfo and "@" in conninfo.partition("?")[0]:
-        # libpq took a part of the password for the host, the port or the database.
-        raise ValueError("conninfo is a URL with an @ but without a user: percent-encode / ? # @ in its password")
+    expect_encoded(conninfo)
     return params
 
 

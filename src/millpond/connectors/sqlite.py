@@ -20,7 +20,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from millpond.connector import Condition
 
-__all__ = ["Sqlite"]
+__all__ = ["InheritedDatabase", "Sqlite"]
 
 # A member of an Enum takes 50 ns to look up, and this is the hot path.
 CLEAN, DIRTY, BROKEN = Condition
@@ -35,8 +35,8 @@ _open: set[tuple[str, int]] = set()
 _inherited: set[str] = set()
 
 
-class _Inherited(sqlite3.OperationalError):
-    pass
+class InheritedDatabase(sqlite3.OperationalError):
+    """A database that was open when this process was forked, and is its parent's."""
 
 
 def _in_child() -> None:
@@ -94,7 +94,7 @@ class Sqlite:
         # sqlite3.Connection cannot be weakly referenced, so these are kept by id, from open to close.
         self._files: dict[int, tuple[tuple[int, int] | None, tuple[str, int]]] = {}
 
-        self.target: str = f"sqlite:///{self._path}"
+        self.target: str = f"sqlite:///{_file_of(self._path)}"  # without the query, which may hold a key
         query = parse_qs(self._path.partition("?")[2]) if self._path.startswith("file:") else {}
         memory = "memory" in query.get("mode", ()) or "memdb" in query.get("vfs", ())
         if self._path == ":memory:":
@@ -120,7 +120,7 @@ class Sqlite:
     def open(self, timeout: float) -> sqlite3.Connection:
         """Open the database, waiting at most `timeout` seconds for a lock; raises `sqlite3.Error`."""
         if self._database in _inherited:
-            raise _Inherited(
+            raise InheritedDatabase(
                 f"{self.target}: a connection to it was open when this process was forked, and SQLite's locks do not "
                 "come across a fork; fork while none is on loan, or start the child with spawn or forkserver"
             )
@@ -196,7 +196,7 @@ class Sqlite:
 
     def refused(self, error: BaseException) -> bool:
         """Tell whether the file is not a database, may not be read, or was inherited open by a fork."""
-        return isinstance(error, _Inherited) or getattr(error, "sqlite_errorcode", None) in (
+        return isinstance(error, InheritedDatabase) or getattr(error, "sqlite_errorcode", None) in (
             sqlite3.SQLITE_NOTADB,
             sqlite3.SQLITE_AUTH,
             sqlite3.SQLITE_PERM,

@@ -16,7 +16,7 @@ from urllib.parse import quote, unquote, urlsplit
 if TYPE_CHECKING:
     from millpond.connector import AsyncConnector, Connector
 
-__all__ = ["InvalidURL", "async_connector_for", "connector_for", "place", "without_secrets"]
+__all__ = ["InvalidURL", "async_connector_for", "connector_for", "expect_encoded", "place", "without_secrets"]
 
 
 class InvalidURL(ValueError):
@@ -78,6 +78,25 @@ def without_secrets(text: str) -> str:
         user = re.split(r"[:/?#@]", userinfo, maxsplit=1)[0]
         rest = (user and f"{user}@") + rest[len(userinfo) + 1 :]
     return f"{scheme}://{re.split(r'[?#]', rest, maxsplit=1)[0]}"
+
+
+def expect_encoded(url: str) -> None:
+    """Raise `InvalidURL` if a password that is not percent-encoded would be taken for something else, and told.
+
+    What is no URL is let pass.
+    """
+    scheme, separator, rest = url.partition("://")
+    if not separator or not _SCHEME.fullmatch(scheme):
+        return
+    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    hosts = authority.rpartition("@")[2]
+    ports = [host.rpartition("]")[2].rpartition(":")[2] for host in hosts.split(",") if ":" in host.rpartition("]")[2]]
+    if (
+        authority.count("@") > 1
+        or ("@" not in authority and "@" in rest.partition("?")[0])
+        or not all(port == "" or port.isdigit() for port in ports)
+    ):
+        raise InvalidURL("expected scheme://user:password@host:port/database, with / ? # @ : percent-encoded in each")
 
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*")
