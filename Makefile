@@ -13,7 +13,7 @@ CODE := $(wildcard src tests benchmarks demo docs)
 .PHONY: demo test lint types measure clean
 
 demo: $(VENV)/.demo
-	$(BIN)/python -m demo $(ARGS)
+	$(BIN)/python -B -m demo
 
 test: $(VENV)/.test
 	$(BIN)/python -m coverage run -m pytest $(ARGS)

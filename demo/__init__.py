@@ -1,1 +1,1 @@
-"""What a pool is worth, measured: `make demo` runs one workload without a pool and with millpond, and breaks the server."""
+"""What a pool is worth, measured: one workload without a pool and with millpond, while its server is broken."""

@@ -3,63 +3,76 @@
     make demo
 
 It starts a PostgreSQL of its own, takes less than a minute, and leaves nothing behind but demo.png. It exits with 1 if
-millpond has broken its promise, with 2 if it could not run here.
+millpond has broken its promise, with 2 if it could not run here or could not draw, and with 128 and the signal's number
+if a signal has ended it.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-import signal
 import sys
 import tempfile
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Final
 
-ROOM: Final = 300
-"""Megabytes that the server needs for a while in the directory for temporary files."""
+from demo.interruption import Interrupted, Interruption
+
 PICTURE: Final = Path("demo.png")
+ROOM: Final = 300
+"""Megabytes that the server may need in the directory for temporary files."""
 
 
 def main() -> int:
     """Run it all, and turn what can be expected to go wrong into a sentence."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _leave)
+    interruption = Interruption()
     try:
-        _look_around()
-        with tempfile.TemporaryDirectory(prefix="millpond-") as scratch:
-            os.environ["MPLCONFIGDIR"] = scratch  # matplotlib writes down which fonts there are
-            from demo.play import play
+        from demo.scenario import present
 
-            return play(PICTURE)
-    except KeyboardInterrupt:
-        print("\nInterrupted; the server has been stopped and removed.", file=sys.stderr)
-        return 130
-    except ImportError as error:
-        return _excuse(error, "`make demo` installs what is needed; if it did, there may be no wheel for this platform")
-    except OSError as error:
-        return _excuse(error, f"see to it that {tempfile.gettempdir()} has room and that ports of 127.0.0.1 can be used")
-    except RuntimeError as error:
-        return _excuse(error, "the end of the server's log should say why; it listens on 127.0.0.1 only")
+        _forget_libpq_settings()
+        _look_for_room()
+        return present(PICTURE, interruption)
+    except Interrupted as signal:
+        print("\nInterrupted; nothing was left behind.", file=sys.stderr)
+        return signal.status
+    except Exception as error:
+        if interruption.number:  # its terminal has gone, say, and nothing can be shown there any more
+            return Interrupted(interruption.number).status
+        hint = _hint(error)
+        if not hint:
+            raise
+        print(f"\nThe demo cannot go on. {type(error).__name__}: {error}\n  hint: {hint}", file=sys.stderr)
+        return 2
 
 
-def _look_around() -> None:
-    """Raise OSError now for what would go wrong later."""
+def _forget_libpq_settings() -> None:
+    """Drop what the user has set for servers of his own (PGSSLMODE, PGOPTIONS): libpq would heed it here as well."""
+    for name in [name for name in os.environ if name.startswith("PG")]:
+        del os.environ[name]
+
+
+def _look_for_room() -> None:
+    """Raise OSError now rather than when the server runs out of room."""
     directory = tempfile.gettempdir()
     room = shutil.disk_usage(directory).free // 2**20
     if room < ROOM:
-        raise OSError(f"{directory} has {room} MB of room, and the server needs {ROOM}; TMPDIR=... names another")
-    if not os.access(PICTURE if PICTURE.exists() else Path.cwd(), os.W_OK):
-        raise OSError(f"{PICTURE} cannot be written in {Path.cwd()}")
+        raise OSError(f"{directory} has {room} MB of room, and the server may need {ROOM}")
 
 
-def _leave(number: int, _: object) -> NoReturn:
-    sys.exit(128 + number)
+def _hint(error: Exception) -> str | None:
+    """Return what can be done about an error; None for one that should not be."""
+    match error:
+        case ImportError():
+            return "`make demo` installs what is missing; if it did, there may be no wheel for this platform"
+        case OSError():  # TimeoutError, too
+            return f"it needs {ROOM} MB where temporary files go (TMPDIR=... says where) and ports of 127.0.0.1"
+    import psycopg
 
+    from millpond.testing import ServerError
 
-def _excuse(error: Exception, hint: str) -> int:
-    print(f"\nThe demo cannot run here. {type(error).__name__}: {error}\n  hint: {hint}", file=sys.stderr)
-    return 2
+    if isinstance(error, ServerError | psycopg.OperationalError):
+        return "the server did not do as it should; is the machine out of room, memory or processes?"
+    return None
 
 
 if __name__ == "__main__":

@@ -3,120 +3,161 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from io import BytesIO
-from pathlib import Path
 from typing import Any, Final
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-from matplotlib import pyplot as plt
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from demo.screen import milliseconds
-from demo.verdict import latency, percentile, recovery
-from demo.workload import CALLERS, CONNECTIONS, Run
+from demo.verdict import Throughput, Verdict, recovery
+from demo.workload import CALLERS, CONNECTIONS, Fault, Run
 
 __all__ = ["draw"]
 
 SLICE: Final = 0.1
 """Seconds that one point of the throughput stands for."""
-POOL: Final = "#1f6fb4"
-NONE: Final = "#c26a1d"
+LEFT: Final = 0.065
+"""Where the picture begins, as a part of its width."""
+POOLED: Final = "#1f6fb4"
+UNPOOLED: Final = "#c26a1d"
 INK: Final = "#333333"
-PALE: Final = "#888888"
-DOWN: Final = "#f3d9d6"
-KILL: Final = "#b3261e"
+PALE: Final = "#777777"
+GRID: Final = "#e8e8e8"
+DOWN: Final = "#f6dcd8"
+RESTING: Final = "#ececec"
+FAULT: Final = "#b3261e"
+HEADING: Final[dict[str, Any]] = {"size": 13, "weight": "bold"}
 
 
-def draw(runs: Sequence[Run], path: Path) -> None:
-    """Draw the runs: throughput over time for threads and for tasks, and below how long a transaction took."""
-    look = {
-        "font.size": 10, "text.color": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK,
-        "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": PALE,
-    }  # fmt: skip
-    with plt.rc_context(look):
-        figure = plt.figure(figsize=(13, 8.6), dpi=110)
-        above = figure.add_gridspec(1, 2, wspace=0.08, left=0.075, right=0.97, top=0.79, bottom=0.43)
-        below = figure.add_gridspec(1, 1, left=0.19, right=0.94, top=0.29, bottom=0.08)
-        figure.text(0.02, 0.95, "One workload, with and without millpond, while the server is broken", size=17, weight="bold")
+def draw(verdicts: Sequence[Verdict]) -> bytes:
+    """Draw the throughput of the runs over time, and what a transaction took and how many connections were opened."""
+    with rc_context(
+        {
+            "font.size": 10,
+            "text.color": INK,
+            "axes.labelcolor": INK,
+            "xtick.color": INK,
+            "ytick.color": INK,
+            "axes.edgecolor": PALE,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.axisbelow": True,
+        }
+    ):
+        figure = Figure(figsize=(13, 9), dpi=110)
         figure.text(
-            0.02, 0.915, f"{CALLERS} callers, short PostgreSQL transactions (insert, select); millpond: {CONNECTIONS} "
-            "connections; without a pool: a new connection for each transaction", size=10.5, color=PALE,
-        )  # fmt: skip
+            LEFT,
+            0.95,
+            "The same work without a pool and with millpond, while the server fails",
+            **HEADING | {"size": 17},
+        )
+        subtitle = (
+            f"{CALLERS} callers, short PostgreSQL transactions: without a pool each connects for each of them, "
+            f"with millpond they share {CONNECTIONS} connections"
+        )
+        figure.text(LEFT, 0.92, subtitle, size=10.5, color=PALE)
+        above = figure.add_gridspec(1, 2, wspace=0.07, left=LEFT, right=0.975, top=0.765, bottom=0.44)
         left = figure.add_subplot(above[0])
-        right = figure.add_subplot(above[1], sharey=left)
-        for axes, name in ((left, "threads"), (right, "asyncio")):
-            _throughput(axes, name, [run for run in runs if run.title.startswith(name)])
+        right = figure.add_subplot(above[1], sharex=left, sharey=left)
+        for axes, model in ((left, "threads"), (right, "asyncio")):
+            _throughput(axes, model, [verdict.run for verdict in verdicts if verdict.run.model == model])
         left.set_ylabel("transactions per second")
         right.tick_params(labelleft=False)
-        _latencies(figure.add_subplot(below[0]), runs)
+        figure.legend(
+            *left.get_legend_handles_labels(), loc="upper right", bbox_to_anchor=(0.98, 0.9), ncols=2, frameon=False
+        )
+        below = figure.add_gridspec(
+            1, 2, wspace=0.09, width_ratios=(5, 2), left=0.188, right=0.975, top=0.295, bottom=0.075
+        )
+        latency = figure.add_subplot(below[0])
+        opened = figure.add_subplot(below[1], sharey=latency)
+        _latency(latency, verdicts)
+        _opened(opened, verdicts)
+        figure.text(LEFT, 0.325, "Time of a transaction, the wait for a connection included", **HEADING)
+        figure.text(opened.get_position().x0, 0.325, "Connections opened", **HEADING)
         picture = BytesIO()
         figure.savefig(picture, format="png")
-        plt.close(figure)
-    # Written at one go, so that no half of a picture is ever left.
-    path.write_bytes(picture.getvalue())
+    return picture.getvalue()
 
 
-def _throughput(axes: Any, name: str, runs: Sequence[Run]) -> None:
+def _throughput(axes: Axes, model: str, runs: Sequence[Run]) -> None:
     for run in runs:
-        length = run.ended - run.began
-        slices = [0] * int(length / SLICE)
-        for attempt in run.attempts():
-            place = int((attempt.finished - run.began) / SLICE)
-            if not attempt.error and place < len(slices):
-                slices[place] += 1
-        times = [(place + 0.5) * SLICE for place in range(len(slices))]
-        color = POOL if run.pooled else NONE
+        rates = Throughput(run, SLICE).update().rates(run.ended)
+        times = [(place + 0.5) * SLICE for place in range(len(rates))]
         label = "with millpond" if run.pooled else "without a pool"
-        axes.plot(times, [count / SLICE for count in slices], color=color, lw=2.2 if run.pooled else 1.8, label=label)
-    axes.set_title(name, loc="left", size=13, weight="bold", pad=40)
-    axes.set_xlabel("seconds of the run")
+        axes.plot(times, rates, color=_color(run), lw=2, label=label)
+        if run.pooled:
+            axes.fill_between(times, rates, color=_color(run), alpha=0.1, lw=0)
+            for fault in run.faults:
+                _mark(axes, run, fault)
+    axes.set_title(model, loc="left", pad=52, fontdict=HEADING)
+    axes.set_xlabel("seconds")
+    axes.set_xlim(0, max(run.ended - run.began for run in runs))
     axes.set_ylim(bottom=0)
-    axes.margins(x=0.01)
-    axes.grid(axis="y", color="#eeeeee")
-    axes.set_axisbelow(True)
+    axes.grid(axis="y", color=GRID)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    top = axes.get_xaxis_transform()
-    for run in runs:
-        if not run.pooled:
-            continue
-        for blow in run.blows:
-            at, back = blow.at - run.began, blow.back - run.began
-            again = recovery(run, blow)
-            if blow.kind == "restart":
-                axes.axvspan(at, back, color=DOWN, lw=0)
-                text, center = f"server down;\nserved {milliseconds(again)} ms after", (at + back) / 2
-            else:
-                axes.axvline(at, color=KILL, lw=1.2, ls=(0, (3, 2)))
-                who = "killed while\nall rest" if blow.kind == "kill at rest" else "every backend\nkilled"
-                text, center = who, at
-            axes.text(center, 1.015, text, transform=top, ha="center", va="bottom", size=9, color=KILL, linespacing=1.15)
-    axes.legend(loc="lower right", bbox_to_anchor=(1.01, 1.115), ncols=2, frameon=False)
 
 
-def _latencies(axes: Any, runs: Sequence[Run]) -> None:
-    axes.text(
-        -0.2, 1.1, "How long a transaction took, the wait for a connection included", transform=axes.transAxes, size=13,
-        weight="bold",
-    )  # fmt: skip
-    for row, run in enumerate(runs):
-        ordered = sorted(latency(attempt) for attempt in run.attempts() if not attempt.error)
-        color = POOL if run.pooled else NONE
-        ends = []
-        for percent, offset, side in ((50, -10, "right"), (99, 10, "left")):
-            value = percentile(ordered, percent)
-            ends.append(value * 1000)
-            label = f"p{percent}  {milliseconds(value)} ms"
-            axes.annotate(label, (value * 1000, row), (offset, 0), textcoords="offset points", ha=side, va="center")
-        axes.plot(ends, [row, row], "o-", color=color, lw=4, ms=8, solid_capstyle="round")
-    axes.set_yticks(range(len(runs)), [run.title for run in runs])
-    axes.set_ylim(len(runs) - 0.5, -0.5)
+def _mark(axes: Axes, run: Run, fault: Fault) -> None:
+    """Mark a fault where it struck millpond's run; without a pool it came at the same second."""
+    at, back = fault.at - run.began, fault.back - run.began
+    what = {"kill": "every backend\nkilled", "kill at rest": "killed while\nall rest", "restart": "server\nstopped"}
+    if back > at:
+        axes.axvspan(at, back, color=DOWN if fault.kind == "restart" else RESTING, lw=0)
+    else:
+        axes.axvline(at, color=FAULT, lw=1.2, ls=(0, (3, 2)))
+    words = partial(axes.text, (at + back) / 2, transform=axes.get_xaxis_transform(), ha="center", va="bottom", size=9)
+    words(y=1.075, s=what[fault.kind], color=FAULT)
+    took = recovery(run, fault)
+    words(y=1.02, s="never back" if took is None else f"back in {milliseconds(took)} ms", color=POOLED)
+
+
+def _latency(axes: Axes, verdicts: Sequence[Verdict]) -> None:
+    for row, verdict in enumerate(verdicts):
+        ends = [verdict.p50 * 1000, verdict.p99 * 1000]
+        axes.plot(ends, [row, row], "o-", color=_color(verdict.run), lw=4, ms=8, solid_capstyle="round")
+        for name, end, offset, side in zip(("p50", "p99"), ends, (-10, 10), ("right", "left"), strict=True):
+            axes.annotate(
+                f"{name}  {milliseconds(end / 1000)} ms",
+                (end, row),
+                (offset, 0),
+                textcoords="offset points",
+                ha=side,
+                va="center",
+            )
+    axes.set_yticks(range(len(verdicts)), [verdict.run.title for verdict in verdicts])
+    axes.set_ylim(len(verdicts) - 0.5, -0.5)
+    axes.set_xlabel("milliseconds, on a logarithmic scale")
     axes.set_xscale("log")
+    # Room for the words beside the dots.
+    axes.set_xlim(min(verdict.p50 for verdict in verdicts) * 450, max(verdict.p99 for verdict in verdicts) * 2200)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.set_xlabel("milliseconds (logarithmic)")
-    axes.margins(x=0.14)
-    axes.grid(axis="x", color="#eeeeee")
-    axes.set_axisbelow(True)
+    _rows(axes)
+
+
+def _opened(axes: Axes, verdicts: Sequence[Verdict]) -> None:
+    for row, verdict in enumerate(verdicts):
+        opened = verdict.run.opened
+        axes.barh(row, opened, height=0.4, color=_color(verdict.run))
+        axes.annotate(f"{opened:,}", (opened, row), (6, 0), textcoords="offset points", va="center")
+    axes.tick_params(axis="y", labelleft=False)
+    axes.set_xlim(0, max(verdict.run.opened for verdict in verdicts) * 1.2)
+    axes.xaxis.set_major_locator(MaxNLocator(4))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    _rows(axes)
+
+
+def _rows(axes: Axes) -> None:
+    axes.grid(axis="x", color=GRID)
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
+
+
+def _color(run: Run) -> str:
+    return POOLED if run.pooled else UNPOOLED

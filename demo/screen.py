@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import math
+import sys
+from collections import deque
+from collections.abc import Callable, Sequence
 from time import monotonic
 from types import TracebackType
 from typing import Final, Self
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from demo.verdict import NOTICE, Verdict
+from demo.faults import NOTICE
+from demo.verdict import Throughput, Verdict
 from demo.workload import Run
 
 __all__ = ["Screen", "milliseconds"]
 
+WIDTH: Final = 80
+"""Columns of what is written anywhere but on a terminal."""
 BARS: Final = " ▁▂▃▄▅▆▇█"
 SLICE: Final = 0.25
 """Seconds that one bar stands for."""
@@ -31,14 +38,14 @@ class Screen(logging.Handler):
 
     def __init__(self, runs: Sequence[Run], seconds: float) -> None:
         super().__init__(logging.WARNING)
-        self._console = Console(highlight=False)
-        if not self._console.is_terminal:
-            self._console = Console(highlight=False, width=120)
-        self._runs = runs
+        terminal = sys.stdout.isatty()  # and not what rich makes of FORCE_COLOR and the like
+        self._console = Console(highlight=False, force_terminal=terminal, width=None if terminal else WIDTH)
+        self._runs = {run: Throughput(run, SLICE) for run in runs}
         self._seconds = seconds
         self._began = self._told = monotonic()
+        self._logged: deque[str] = deque()
         self._progress = Progress(BarColumn(40), TextColumn("{task.percentage:3.0f} %"), TimeElapsedColumn())
-        self._task = self._progress.add_task("", total=1.0)
+        self._task = self._progress.add_task("", total=seconds * len(runs))
         self._live = Live(console=self._console, auto_refresh=False, transient=True, redirect_stderr=False)
 
     def __enter__(self) -> Self:
@@ -55,108 +62,110 @@ class Screen(logging.Handler):
 
     def head(self, text: str) -> None:
         """Begin a part."""
+        self._told = monotonic()
         self._console.print(Text(f"\n{text}", style="bold"))
 
-    def tell(self, text: str) -> None:
+    def tell(self, text: str, style: str = "") -> None:
         """Say how it ended."""
-        self._console.print(Text(text))
+        self._console.print(Text(text, style=style))
 
     def say(self, text: str, style: str = "") -> None:
         """Tell in a line what happens."""
         self._console.print(Text(f"{monotonic() - self._began:5.1f} s  {text}", style=style))
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Show what millpond logs."""
-        text = Text(f"{'log':>7}  {record.getMessage()}", style="dim")
-        self._console.print(text, no_wrap=True, overflow="ellipsis")
+        """Take what millpond logs; it is shown later, since the pool's own threads have better things to do."""
+        self._logged.append(record.getMessage())
 
     def refresh(self) -> None:
         """Show how far it is."""
+        while self._logged:
+            line = Text(f"{'log':>7}  {self._logged.popleft()}", style="dim")
+            self._console.print(line, no_wrap=True, overflow="ellipsis")
         now = monotonic()
+        if now - self._told < (SLICE if self._live.is_started else EVERY):
+            return
+        self._told = now
         if self._live.is_started:
-            done = sum(min(run.ended or now, run.began + self._seconds) - run.began for run in self._runs if run.began)
-            self._progress.update(self._task, completed=done / self._seconds / len(self._runs))
+            done = sum(min((run.ended or now) - run.began, self._seconds) for run in self._runs if run.began)
+            self._progress.update(self._task, completed=done)
             self._live.update(Group(Text(), self._progress, self._rows(now)), refresh=True)
-        elif now - self._told >= EVERY:
-            self._told = now
-            for run in self._runs:
-                if run.began and not run.ended:
-                    rate = _rates(run, now)[-int(1 / SLICE) :]
-                    self.say(f"... {sum(rate) / len(rate):,.0f} transactions/s" if rate else "...", "dim")
+            return
+        for run, throughput in self._runs.items():
+            if run.began and not run.ended:
+                last = throughput.update().rates(now)[-int(EVERY / SLICE) :]
+                self.say(f"... {sum(last) / max(1, len(last)):,.0f} transactions/s", "dim")
 
     def _rows(self, now: float) -> Table:
         table = Table(box=None, padding=(0, 2, 0, 0))
-        for heading in ("", "transactions/s", "so far", "errors"):
-            table.add_column(heading, justify="left" if heading in ("", "transactions/s") else "right", no_wrap=True)
-        rates = {run.title: _rates(run, now) for run in self._runs}
-        most = max((rate for each in rates.values() for rate in each), default=1.0)
-        for run in self._runs:
-            attempts = run.attempts()
-            errors = sum(1 for attempt in attempts if attempt.error)
-            bars = "".join(BARS[_height(rate / most)] for rate in rates[run.title])
-            under_way = run.began and not run.ended
-            table.add_row(
-                run.title,
-                Text(bars.ljust(int(self._seconds / SLICE)), style="cyan" if run.pooled else "bright_black"),
-                f"{len(attempts) - errors:,}" if run.began else "",
-                Text(str(errors), style="red" if errors else "") if run.began else "",
-                style="bold" if under_way else "",
-            )
+        table.add_column("", no_wrap=True)
+        table.add_column("transactions/s", no_wrap=True)
+        table.add_column("done", justify="right", min_width=6)
+        table.add_column("errors", justify="right")
+        begun = {
+            run: throughput.update().rates(run.ended or now) for run, throughput in self._runs.items() if run.began
+        }
+        most = max((rate for rates in begun.values() for rate in rates), default=0.0) or 1.0
+        for run, throughput in self._runs.items():
+            if run in begun:
+                bars = "".join(_bar(rate / most) for rate in begun[run])
+                table.add_row(
+                    run.title,
+                    Text(bars.ljust(int(self._seconds / SLICE)), style="cyan" if run.pooled else "bright_black"),
+                    f"{throughput.done:,}",
+                    Text(f"{throughput.errors:,}", style="red" if throughput.errors else ""),
+                    style="" if run.ended else "bold",
+                )
+            else:
+                table.add_row(run.title, " " * int(self._seconds / SLICE), style="dim")
         return table
 
     def conclude(self, verdicts: Sequence[Verdict]) -> None:
-        """Show the table of what was measured."""
-        table = Table(title="\nThe same workload, the same server, the same blows", title_style="bold", title_justify="left")
-        table.add_column("mode", no_wrap=True)
-        columns = (
-            "trans-\nactions/s", "p50\nms", "p99\nms", "connections\nopened", "errors", "most in a row\nfor one caller",
-            "lent\ndead", "served again, ms after\na kill   the restart",
-        )  # fmt: skip
-        for heading in columns:
-            table.add_column(heading, justify="right")
+        """Show the table of what was measured, and say whether the promise was kept."""
+        table = Table(title="\nThe same workload, the same server, the same faults", box=SIMPLE_HEAD)
+        table.title_style, table.title_justify = "bold", "left"
+        table.add_column("", no_wrap=True)
         for verdict in verdicts:
-            pooled = verdict.lent_dead is not None
-            table.add_row(
-                verdict.title,
-                f"{verdict.throughput:,.0f}",
-                milliseconds(verdict.p50),
-                milliseconds(verdict.p99),
-                f"{verdict.opened:,}",
-                f"{verdict.errors:,}",
-                f"{verdict.in_a_row}",
-                f"{verdict.lent_dead}" if pooled else "-",
-                f"{milliseconds(verdict.after_kill)} {milliseconds(verdict.after_restart):>12}",
-                style="bold red" if verdict.broken else "bold" if pooled else "",
-            )
+            way = "millpond" if verdict.run.pooled else "no pool"
+            table.add_column(f"{verdict.run.model}\n{way}", justify="right", style="bold" if verdict.run.pooled else "")
+        rows: dict[str, Callable[[Verdict], str]] = {
+            "transactions per second": lambda verdict: f"{verdict.throughput:,.0f}",
+            "latency p50, ms": lambda verdict: milliseconds(verdict.p50),
+            "latency p99, ms": lambda verdict: milliseconds(verdict.p99),
+            "connections opened": lambda verdict: f"{verdict.run.opened:,}",
+            "errors that callers met": lambda verdict: f"{verdict.errors:,}",
+            "most in a row for one caller": lambda verdict: f"{verdict.in_a_row:,}",
+            "dead connections lent": lambda verdict: "-" if verdict.lent_dead is None else f"{verdict.lent_dead:,}",
+            "recovery from the kill, ms": lambda verdict: milliseconds(verdict.recoveries["kill"]),
+            "from the kill at rest, ms": lambda verdict: milliseconds(verdict.recoveries["kill at rest"]),
+            "from the restart, ms": lambda verdict: milliseconds(verdict.recoveries["restart"]),
+        }
+        for name, figure in rows.items():
+            table.add_row(name, *(figure(verdict) for verdict in verdicts))
         self._console.print(table)
-        self._console.print(
-            Text(
-                "transactions/s: over the whole run, outage included. p50, p99: from wanting a connection to the end of the "
-                f"transaction. lent dead: a caller asked more than {NOTICE * 1000:.0f} ms after a connection had died, and "
-                "was lent it.",
-                style="dim",
-            )
+        self.tell(
+            "Throughput is over the whole run, outage included. Latency is from wanting a connection to the commit, of "
+            f"what succeeded. Lent dead is what had been dead for {NOTICE * 1000:.0f} ms when the caller asked. "
+            "Recovery is from the kill, the end of the rest, or the restarted server's readiness to the first commit; "
+            "after an outage millpond tries one connection at a time, with pauses that grow.",
+            "dim",
         )
+        breaches = [breach for verdict in verdicts for breach in verdict.breaches]
+        if breaches:
+            self.head("PROMISE BROKEN")
+            for breach in breaches:
+                self.tell(breach, "red")
+        else:
+            self.head("Promise kept: no dead connection was lent, and nobody met two errors running.")
 
 
 def milliseconds(seconds: float | None) -> str:
-    """Write a time with two digits that count."""
+    """Write a time with two digits that count; None means that it never came."""
     if seconds is None:
         return "never"
-    return f"{seconds * 1000:.1f}" if seconds < 0.00995 else f"{seconds * 1000:.0f}"
+    return f"{seconds * 1000:.1f}" if seconds < 0.00995 else f"{seconds * 1000:,.0f}"
 
 
-def _rates(run: Run, now: float) -> list[float]:
-    """Return the transactions per second of every slice that is over."""
-    if not run.began:
-        return []
-    slices = [0] * int(((run.ended or now) - run.began) / SLICE)
-    for attempt in run.attempts():
-        place = int((attempt.finished - run.began) / SLICE)
-        if not attempt.error and place < len(slices):
-            slices[place] += 1
-    return [count / SLICE for count in slices]
-
-
-def _height(part: float) -> int:
-    return min(len(BARS) - 1, -int(-part * (len(BARS) - 1) // 1)) if part > 0 else 0
+def _bar(part: float) -> str:
+    """Return a bar of that part of the full height; only nothing at all is no bar."""
+    return BARS[math.ceil(part * (len(BARS) - 1))]

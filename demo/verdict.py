@@ -2,90 +2,133 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Final
+from typing import Self
 
-from demo.workload import Attempt, Blow, Run
+from demo.workload import Attempt, Fault, Run
+from millpond.testing import ServerError
 
-__all__ = ["NOTICE", "Verdict", "hit", "percentile", "recovery"]
+__all__ = ["Throughput", "Verdict", "errors_since", "recovery"]
 
-NOTICE: Final = 0.010
-"""Seconds within which millpond promises to know of a death; who asks later and gets what has died was lent it dead."""
+
+class Throughput:
+    """The transactions of a run over time, counted a few at a time, so that looking does not slow the callers down.
+
+    `width` is the length of a slice of time, in seconds.
+    """
+
+    def __init__(self, run: Run, width: float) -> None:
+        self._run = run
+        self._width = width
+        self._counts: list[int] = []
+        self._read = [0] * len(run.callers)
+        self.done = 0
+        self.errors = 0
+
+    def update(self) -> Self:
+        """Count what has come since the last time."""
+        for number, met in enumerate(self._run.callers):
+            new = met[self._read[number] :]
+            self._read[number] += len(new)
+            for attempt in new:
+                if attempt.error:
+                    self.errors += 1
+                else:
+                    self.done += 1
+                    self._count(int((attempt.finished - self._run.began) / self._width))
+        return self
+
+    def rates(self, until: float) -> list[float]:
+        """Return the transactions per second of each slice that was over at that moment."""
+        over = max(0, int((until - self._run.began) / self._width))
+        return [count / self._width for count in [*self._counts, *[0] * over][:over]]
+
+    def _count(self, place: int) -> None:
+        self._counts += [0] * (place + 1 - len(self._counts))
+        self._counts[place] += 1
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The figures of a run; times are seconds, and None is what cannot be told."""
+    """The figures of a run; times are seconds."""
 
-    title: str
+    run: Run
     throughput: float
+    """Transactions per second over the whole run, the outage included."""
     p50: float
     p99: float
-    opened: int
     errors: int
     in_a_row: int
     """The most errors that one caller had without a success between."""
     lent_dead: int | None
-    """Loans of a connection whose death should have been known."""
-    after_kill: float | None
-    after_restart: float | None
+    """Loans of connections that the pool had had the time to know dead; None without a pool."""
+    recoveries: dict[str, float | None]
+    """For each kind of fault, how long it took until somebody was served again; None if nobody ever was."""
 
     @classmethod
-    def of(cls, run: Run) -> Verdict:
-        """Add up a run that has ended."""
-        attempts = run.attempts()
-        latencies = sorted(latency(attempt) for attempt in attempts if not attempt.error)
-        after = {blow.kind: recovery(run, blow) for blow in run.blows}
+    def of(cls, run: Run) -> Self:
+        """Add up a run that has ended; raise ServerError if nothing succeeded in it."""
+        attempts = [attempt for attempt in run.attempts() if attempt.finished <= run.ended]
+        latencies = sorted(attempt.finished - attempt.asked for attempt in attempts if not attempt.error)
+        if not latencies:
+            raise ServerError(
+                f"{run.title}: no transaction succeeded; {attempts[-1].error if attempts else 'none ended'}"
+            )
         return cls(
-            title=run.title,
+            run=run,
             throughput=len(latencies) / (run.ended - run.began),
-            p50=percentile(latencies, 50),
-            p99=percentile(latencies, 99),
-            opened=run.opened,
+            p50=_percentile(latencies, 50),
+            p99=_percentile(latencies, 99),
             errors=len(attempts) - len(latencies),
             in_a_row=max(_longest_row(met) for met in run.callers),
-            lent_dead=sum(_lent_dead(attempt, run.blows) for attempt in attempts) if run.pooled else None,
-            after_kill=after.get("kill"),
-            after_restart=after.get("restart"),
+            lent_dead=sum(_lent_dead(attempt, run.faults) for attempt in attempts) if run.pooled else None,
+            recoveries={fault.kind: recovery(run, fault) for fault in run.faults},
         )
 
     @property
-    def broken(self) -> bool:
-        """Whether millpond has lent what it knew to be dead, or the same caller met two broken connections running."""
-        return self.lent_dead is not None and (self.lent_dead > 0 or self.in_a_row > 1)
+    def breaches(self) -> list[str]:
+        """What millpond has promised and not kept."""
+        if not self.run.pooled:
+            return []
+        breaches = []
+        if self.lent_dead:
+            breaches.append(f"{self.lent_dead} loans were of connections that had been dead for long enough to know")
+        if self.in_a_row > 1:
+            breaches.append(f"a caller met {self.in_a_row} errors, one after the other")
+        breaches += [f"nobody was served after the {kind}" for kind, took in self.recoveries.items() if took is None]
+        return [f"{self.run.title}: {breach}" for breach in breaches]
 
 
-def latency(attempt: Attempt) -> float:
-    """Return how long a caller was about it, the wait for a connection included."""
-    return attempt.finished - attempt.asked
-
-
-def percentile(ordered: list[float], percent: float) -> float:
-    """Return the value that so many percent of all do not exceed; not a number if there are none."""
-    return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))] if ordered else float("nan")
-
-
-def recovery(run: Run, blow: Blow) -> float | None:
-    """Return the seconds from when the server could serve again until a caller was served; None if none ever was."""
-    served = [
-        attempt.finished
+def recovery(run: Run, fault: Fault) -> float | None:
+    """Return the seconds from when callers could be served again until one was; None if none has been so far."""
+    served = (
+        attempt.finished - fault.back
         for attempt in run.attempts()
-        if not attempt.error and attempt.finished > blow.down and attempt.backend not in blow.gone
-    ]
-    return max(0.0, min(served) - blow.back) if served else None
+        if not attempt.error and attempt.finished > fault.back and attempt.backend not in fault.gone
+    )
+    return min(served, default=None)
 
 
-def hit(run: Run, blow: Blow) -> int:
-    """Return how many callers met an error on a connection that the blow ended."""
-    return sum(1 for attempt in run.attempts() if attempt.error and attempt.backend in blow.gone)
+def errors_since(run: Run, fault: Fault) -> int:
+    """Return how many errors callers have met since a fault."""
+    return sum(1 for attempt in run.attempts() if attempt.error and attempt.finished > fault.at)
 
 
-def _lent_dead(attempt: Attempt, blows: list[Blow]) -> bool:
-    return bool(attempt.error) and any(
-        attempt.backend in blow.gone and attempt.asked > blow.gone[attempt.backend] + NOTICE for blow in blows
+def _lent_dead(attempt: Attempt, faults: Sequence[Fault]) -> bool:
+    # By when the caller asked: when it got the connection is not known as exactly, for it may be slow to wake up.
+    return attempt.error is not None and any(
+        attempt.backend in fault.gone and attempt.asked > fault.known for fault in faults
     )
 
 
-def _longest_row(met: list[Attempt]) -> int:
-    return max((len(list(row)) for failed, row in groupby(met, lambda attempt: bool(attempt.error)) if failed), default=0)
+def _percentile(ordered: Sequence[float], percent: int) -> float:
+    """Return the least value that so many percent of all do not exceed."""
+    return ordered[math.ceil(len(ordered) * percent / 100) - 1]
+
+
+def _longest_row(met: Sequence[Attempt]) -> int:
+    rows = (len([*row]) for failed, row in groupby(met, lambda attempt: attempt.error is not None) if failed)
+    return max(rows, default=0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -18,7 +17,7 @@ import psycopg
 
 import millpond
 
-__all__ = ["CALLERS", "CONNECTIONS", "SCHEMA", "Attempt", "Blow", "Run", "in_tasks", "in_threads"]
+__all__ = ["CALLERS", "CONNECTIONS", "SCHEMA", "Attempt", "Fault", "Run", "work"]
 
 CALLERS: Final = 16
 CONNECTIONS: Final = 8
@@ -40,63 +39,71 @@ class Attempt(NamedTuple):
 
     asked: float
     """When it asked for a connection."""
-    got: float
-    """When it had one; infinity if it never had."""
     finished: float
+    """When it had committed, or failed."""
     backend: int
-    """The process id of the server's end of the connection; 0 if it had none."""
+    """The process id of the server's end of the connection; 0 if it got none."""
     error: str | None
+    """What the driver or the pool said; None if it succeeded."""
 
 
-class Blow(NamedTuple):
-    """Something bad that was done to the server."""
+class Fault(NamedTuple):
+    """Something bad that was done to the server, in moments of the monotonic clock."""
 
     kind: Literal["kill", "kill at rest", "restart"]
     at: float
-    """When the order was given."""
-    down: float
-    """From when on a transaction that succeeds shows that callers are served again."""
+    """When it began: with the order, or when the callers were told to rest."""
     back: float
-    """When the server could serve again."""
-    gone: dict[int, float]
-    """When each of the server's processes that served a connection was seen to be gone."""
+    """When callers could be served again, as far as the server and the demo are concerned."""
+    gone: frozenset[int]
+    """The process ids of the server's ends of the connections that died."""
+    known: float
+    """When a pool had had the time to know which connections had died."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Run:
-    """One way of working: what every caller met, and what was done to the server meanwhile."""
+    """The workload done in one way: what every caller met, and what was done to the server meanwhile."""
 
-    title: str
+    model: Literal["threads", "asyncio"]
+    """What a caller is: a thread, or an asyncio task."""
     pooled: bool
-    work: Callable[[Run, str, threading.Event], None]
     began: float = 0.0
     ended: float = 0.0
     callers: list[list[Attempt]] = field(default_factory=lambda: [[] for _ in range(CALLERS)])
-    blows: list[Blow] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
     resting: bool = False
-    """Whether all callers are to rest between two transactions."""
+    """Whether the callers are to rest between two transactions."""
     opened: int = 0
-    """How many connections it opened; known when it has ended."""
+    """How many connections were opened; known when it has ended."""
+
+    @property
+    def title(self) -> str:
+        """How it is called where it is shown."""
+        return f"{self.model} {'with millpond' if self.pooled else 'without a pool'}"
 
     def attempts(self) -> list[Attempt]:
         """Return what all callers have met so far."""
         return [attempt for met in self.callers for attempt in tuple(met)]
 
 
-def in_threads(run: Run, url: str, stop: threading.Event) -> None:
-    """Let every caller be a thread, until told to stop."""
+def work(run: Run, url: str, stop: threading.Event) -> None:
+    """Let the callers of a run work until told to stop."""
+    if run.model == "threads":
+        _in_threads(run, url, stop)
+    else:
+        asyncio.run(_in_tasks(run, url, stop))
+    if not run.pooled:
+        run.opened = sum(attempt.backend != 0 for attempt in run.attempts())
+
+
+def _in_threads(run: Run, url: str, stop: threading.Event) -> None:
     if run.pooled:
         with millpond.Pool[Connection].from_url(url, name=run.title, max_size=CONNECTIONS, ride_out=True) as pool:
             _all_threads(run, pool.connection, stop, pool.close)
             run.opened = pool.stats().opens
     else:
         _all_threads(run, partial(psycopg.connect, url), stop)
-        run.opened = sum(attempt.backend != 0 for attempt in run.attempts())
-
-
-def in_tasks(run: Run, url: str, stop: threading.Event) -> None:
-    """Let every caller be an asyncio task, until told to stop."""
-    asyncio.run(_in_tasks(run, url, stop))
 
 
 def _all_threads(
@@ -119,10 +126,10 @@ def _thread(
 ) -> None:
     met = run.callers[number]
     while not stop.is_set():
-        asked, got, backend, error = monotonic(), math.inf, 0, None
+        asked, backend, error = monotonic(), 0, None
         try:
             with lend() as conn:
-                got, backend = monotonic(), conn.info.backend_pid
+                backend = conn.info.backend_pid
                 with conn.transaction():
                     order = conn.execute(INSERT, (number, len(met))).fetchone()
                     conn.execute(SELECT, order).fetchone()
@@ -130,7 +137,7 @@ def _thread(
             return
         except (psycopg.Error, millpond.PoolError) as failure:
             error = _brief(failure)
-        met.append(Attempt(asked, got, monotonic(), backend, error))
+        met.append(Attempt(asked, monotonic(), backend, error))
         time.sleep(REST if error else THINK)
         while run.resting:
             time.sleep(THINK)
@@ -144,7 +151,6 @@ async def _in_tasks(run: Run, url: str, stop: threading.Event) -> None:
             run.opened = pool.stats().opens
     else:
         await _all_tasks(run, partial(_connect, url), stop)
-        run.opened = sum(attempt.backend != 0 for attempt in run.attempts())
 
 
 async def _all_tasks(
@@ -166,10 +172,10 @@ async def _task(
 ) -> None:
     met = run.callers[number]
     while not stop.is_set():
-        asked, got, backend, error = monotonic(), math.inf, 0, None
+        asked, backend, error = monotonic(), 0, None
         try:
             async with lend() as conn:
-                got, backend = monotonic(), conn.info.backend_pid
+                backend = conn.info.backend_pid
                 async with conn.transaction():
                     order = await (await conn.execute(INSERT, (number, len(met)))).fetchone()
                     await (await conn.execute(SELECT, order)).fetchone()
@@ -177,9 +183,9 @@ async def _task(
             return
         except (psycopg.Error, millpond.PoolError) as failure:
             error = _brief(failure)
-        met.append(Attempt(asked, got, monotonic(), backend, error))
+        met.append(Attempt(asked, monotonic(), backend, error))
         await asyncio.sleep(REST if error else THINK)
-        while run.resting:
+        while run.resting:  # noqa: ASYNC110 - the order comes from another thread
             await asyncio.sleep(THINK)
 
 
@@ -190,4 +196,4 @@ async def _connect(url: str) -> AsyncIterator[AsyncConnection]:
 
 
 def _brief(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

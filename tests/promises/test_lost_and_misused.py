@@ -7,7 +7,8 @@ import gc
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import anyio
@@ -45,18 +46,20 @@ def rows(pool: Pool[FakeConnection]) -> Iterator[FakeConnection]:
 
 
 def test_a_generator_closed_by_the_collector_gives_its_connection_back(pool: Pool[FakeConnection]) -> None:
-    """Its `with` block is left with GeneratorExit; a cycle keeps it until the collector comes."""
+    """In a cycle the collector may call the finaliser of what the block holds first, and leave the block afterwards."""
 
     class Holder:
         def __init__(self) -> None:
             self.rows = rows(pool)
             self.me = self
 
-    conn = next(Holder().rows)
+    next(Holder().rows)
     gc.collect()
-    until(lambda: pool.stats().lent == 0)
+    # The connection may have been closed or returned, but not both: the next borrower would have one that is closed.
+    with pool.connection() as conn, conn.use():
+        until(lambda: pool.stats().lent == 1)
+        until(lambda: not pool._lost)
     assert_whole(pool, 2)
-    assert conn.parted == ""
     assert connector_of(pool).mistakes == []
 
 
@@ -89,16 +92,13 @@ def test_a_lease_that_dies_while_somebody_waits_serves_him(pool: Pool[FakeConnec
     leases = [pool.connection() for _ in range(2)]
     for lease in leases:
         lease.__enter__()
-    served = threading.Event()
-    thread = threading.Thread(target=lambda: (pool.release(pool.acquire()), served.set()))
-    thread.start()
-    until(lambda: pool.stats().waiting)
-    leases.pop()
-    lease = leases[0]
-    thread.join(1)
-    assert served.is_set()
-    leases.clear()
     del lease
+    with ThreadPoolExecutor(1) as executor:
+        waiting = executor.submit(pool.acquire)
+        until(lambda: pool.stats().waiting)
+        leases.pop()
+        pool.release(waiting.result(timeout=3))
+    leases.clear()
     assert_whole(pool, 2)
 
 
@@ -199,12 +199,20 @@ def test_releasing_a_connection_of_a_block_is_misuse_and_the_block_returns_it(po
     assert_whole(pool, 2)
 
 
-def test_a_lease_is_entered_once(pool: Pool[FakeConnection]) -> None:
+def test_entering_a_lease_twice_is_misuse(pool: Pool[FakeConnection]) -> None:
     lease = pool.connection()
-    with lease, pytest.raises(Misuse, match="entered again"), lease:
+    with pytest.raises(Misuse, match="enter and leave each once"), lease, lease:
         pass
-    with pytest.raises(Misuse, match="not entered"):
-        lease.__exit__(None, None, None)
+    assert_whole(pool, 2)
+
+
+def test_leaving_a_lease_that_is_not_entered_is_misuse(pool: Pool[FakeConnection]) -> None:
+    lease = pool.connection()
+    with lease:
+        pass
+    for left in (lease, pool.connection()):
+        with pytest.raises(Misuse, match="not entered"):
+            left.__exit__(None, None, None)
     assert_whole(pool, 2)
 
 
@@ -229,22 +237,6 @@ def test_tasks_misuse_is_told_and_loses_nothing(loop: Loop) -> None:
     run(loop, main)
 
 
-def in_a_thread(work: Callable[[], object]) -> None:
-    errors: list[BaseException] = []
-
-    def attempt() -> None:
-        try:
-            work()
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=attempt)
-    thread.start()
-    thread.join()
-    if errors:
-        raise errors[0]
-
-
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("other", LOOPS)
 @pytest.mark.parametrize("idle", [True, False])
@@ -265,7 +257,8 @@ def test_borrowing_from_another_event_loop_is_misuse(loop: Loop, other: Loop, id
             with pytest.raises(Misuse, match="not that loop"):
                 await pool.acquire()
 
-        await anyio.to_thread.run_sync(lambda: in_a_thread(lambda: run(other, elsewhere)))
+        with ThreadPoolExecutor(1) as executor:
+            executor.submit(run, other, elsewhere).result()
         if not idle:
             pool.release(conn)
         await assert_whole_async(pool, 2)

@@ -1,9 +1,10 @@
-"""Borrows in one of several ways, is stopped and continued meanwhile, and tells how often it was lent a dead connection.
+"""Borrows in one of several ways, is stopped meanwhile, and tells how often it was lent a dead connection.
 
     python standstill.py URL WAY
 
-It prints `ready` when it may be stopped, goes on until a line comes in, and prints what it has counted, as JSON. A loan that
-was begun before the stop does not count.
+It prints `ready` when it may be stopped, goes on until a line comes in, and prints what it has counted, as JSON. A
+loan that was begun before the stop does not count. WAY is looping (threads borrow all the time), pausing (it borrows
+when the line comes), holding (the same, with a connection on loan over the stop), or tasks (pausing, in a loop).
 """
 
 from __future__ import annotations

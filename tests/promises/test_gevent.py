@@ -1,0 +1,73 @@
+"""`Pool` in a program that gevent has patched: its waits let other greenlets run, and its limits hold."""
+
+from __future__ import annotations
+
+import json
+import socketserver
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from millpond.testing import Postgres
+
+PROGRAM = Path(__file__).parent / "programs" / "greenlets.py"
+
+
+class SlowEcho(socketserver.StreamRequestHandler):
+    """Sends back each line after 20 ms."""
+
+    def handle(self) -> None:
+        for line in self.rfile:
+            time.sleep(0.02)
+            self.wfile.write(line)
+
+
+class Server(socketserver.ThreadingTCPServer):
+    """One thread for each client."""
+
+    daemon_threads = True
+
+    def handle_error(self, *_: object) -> None:
+        """Say nothing of clients that have gone: some are killed."""
+
+
+@pytest.fixture
+def target(request: pytest.FixtureRequest, kind: str) -> Iterator[str]:
+    if kind == "psycopg":
+        postgres: Postgres = request.getfixturevalue("postgres")
+        yield postgres.url
+        return
+    with Server(("127.0.0.1", 0), SlowEcho) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def told(kind: str, target: str) -> dict[str, Any]:
+    done = subprocess.run([sys.executable, PROGRAM, kind, target], capture_output=True, text=True, timeout=30)
+    assert done.stderr == ""
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
+
+
+@pytest.mark.parametrize("kind", ["socket", "psycopg"])
+def test_fifty_greenlets_share_five_connections(told: dict[str, Any]) -> None:
+    assert told["served"] == 50
+    # All at work at once, and others had their turn meanwhile: nobody blocks the one real thread.
+    assert told["most"] == 5
+    assert told["ticks"] > 20
+    # The timeout came in time, and nobody stood still for it.
+    assert 0.1 <= told["waited"] < 1
+    assert told["ticks while waiting"] > 10
+    # Greenlets that are killed, in line or at work, lose no connection.
+    assert told["usable"] == 5
+    assert told["audit"] == []

@@ -1,0 +1,202 @@
+"""No password is in anything that a pool tells: its errors and their causes, its logs, its records, its reprs."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import gc
+import logging
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import psycopg
+import pytest
+
+from millpond import AsyncPool, ConnectFailed, Pool, PoolError
+from millpond.connectors.asyncpg import Asyncpg
+from millpond.connectors.dbapi import DBAPI
+from millpond.connectors.psycopg import AsyncPsycopg, Psycopg
+from millpond.testing import Postgres, ReservedPort
+
+from .patience import until
+from .places import PACKAGE
+
+# Whichever part of it is taken for something else, it gives itself away.
+WORD = "opensesame"
+PASSWORD = f"{WORD}/{WORD}@{WORD}"
+
+THREADS: dict[str, Callable[[str, int], Any]] = {
+    "psycopg-url": lambda host, port: Psycopg(url_of(host, port)),
+    "psycopg-conninfo": lambda host, port: Psycopg(conninfo_of(host, port)),
+    "psycopg-keyword": lambda host, port: Psycopg(host=host, port=port, user="app", dbname="app", password=PASSWORD),
+    "psycopg-callable": lambda host, port: Psycopg(host=host, port=port, user="app", password=lambda: PASSWORD),
+    "dbapi-url": lambda host, port: DBAPI(psycopg.connect, url_of(host, port)),
+    "dbapi-keyword": lambda host, port: DBAPI(psycopg.connect, host=host, port=port, user="app", password=PASSWORD),
+    "partial": lambda host, port: functools.partial(psycopg.connect, url_of(host, port)),
+}
+TASKS: dict[str, Callable[[str, int], Any]] = {
+    "psycopg-url": lambda host, port: AsyncPsycopg(url_of(host, port)),
+    "psycopg-keyword": lambda host, port: AsyncPsycopg(host=host, port=port, user="app", password=PASSWORD),
+    "asyncpg-url": lambda host, port: Asyncpg(url_of(host, port)),
+    "asyncpg-keyword": lambda host, port: Asyncpg(host=host, port=port, user="app", password=PASSWORD),
+    "asyncpg-callable": lambda host, port: Asyncpg(lambda: url_of(host, port)),
+}
+WRONG_URLS = [
+    f"postgresql://app:{PASSWORD}@127.0.0.1:port/app",
+    f"postgresql://app:{PASSWORD}",
+    f"postgresql://app:{quote(PASSWORD, safe='')}@127.0.0.1:port/app",
+    f"postgresql+asyncpg://app:{PASSWORD}@127.0.0.1:1/app",
+    f"postgresql+asyncpg://app:{quote(PASSWORD, safe='')}@127.0.0.1:port/app",
+    f"nosuch://app:{PASSWORD}@127.0.0.1/app",
+    f"app:{PASSWORD}@127.0.0.1",
+    f"tcp://app:{PASSWORD}@127.0.0.1:1",
+    f"tcp://127.0.0.1:{PASSWORD}",
+    f"tls://127.0.0.1:1/?password={PASSWORD}",
+    f"sqlite://app:{PASSWORD}@127.0.0.1/app.db",
+    f"sqlite:////nowhere/app.db?hexkey={PASSWORD}",
+]
+
+
+def url_of(host: str, port: int) -> str:
+    return f"postgresql://app:{quote(PASSWORD, safe='')}@{host}:{port}/app"
+
+
+def conninfo_of(host: str, port: int) -> str:
+    return f"host={host} port={port} user=app dbname=app password='{PASSWORD}'"
+
+
+@pytest.fixture(params=["wrong password", "server down"])
+def unwelcoming(request: pytest.FixtureRequest, postgres: Postgres) -> Iterator[tuple[str, int]]:
+    """Where the password is refused, or nobody listens."""
+    if request.param == "wrong password":
+        yield postgres.host, postgres.port
+    else:
+        with closing(ReservedPort()) as port:
+            yield "127.0.0.1", port.number
+
+
+def said_by(pool: Pool[Any] | AsyncPool[Any]) -> str:
+    """Return what a pool tells of itself."""
+    parts = (pool, pool.settings, pool.stats(), pool.leases(), pool.connection(), pool._connector)
+    return "\n".join(f"{part} {part!r}" for part in parts)
+
+
+def said_of(error: BaseException) -> str:
+    """Return all that a log or a crash reporter would have of an error: its chain, and the variables of our frames."""
+    parts = ["".join(traceback.format_exception(error))]
+    seen: BaseException | None = error
+    while seen is not None:
+        parts += [str(seen), repr(seen), repr(seen.args)]
+        if not isinstance(seen, ValueError):
+            # Whoever makes a pool of a wrong URL has it in a variable of his own, too.
+            stack = traceback.StackSummary.extract(traceback.walk_tb(seen.__traceback__), capture_locals=True)
+            parts += [str(frame.locals) for frame in stack if frame.filename.startswith(PACKAGE)]
+        seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)
+    return "\n".join(parts)
+
+
+def logged(caplog: pytest.LogCaptureFixture) -> str:
+    formatter = logging.Formatter("%(name)s %(message)s")
+    return "\n".join(formatter.format(record) for record in caplog.records)
+
+
+@pytest.mark.parametrize("ride_out", [False, True])
+@pytest.mark.parametrize("kind", THREADS)
+def test_a_thread_that_is_not_served_is_told_no_password(
+    unwelcoming: tuple[str, int], kind: str, ride_out: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    with Pool[Any](THREADS[kind](*unwelcoming), ride_out=ride_out) as pool:
+        with pytest.raises(PoolError) as failure:
+            pool.acquire(timeout=0.2 if ride_out else 5)
+        with pytest.raises(PoolError) as cold:
+            pool.resize(min_size=1)
+            pool.warm(timeout=0.2)
+        told = said_by(pool)
+    assert isinstance(failure.value.__cause__, psycopg.OperationalError)
+    assert WORD not in said_of(failure.value)
+    assert WORD not in said_of(cold.value)
+    assert WORD not in told
+    assert "cannot connect" in logged(caplog)
+    assert WORD not in logged(caplog)
+
+
+@pytest.mark.parametrize("ride_out", [False, True])
+@pytest.mark.parametrize("kind", TASKS)
+def test_a_task_that_is_not_served_is_told_no_password(
+    unwelcoming: tuple[str, int], kind: str, ride_out: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+
+    async def main() -> str:
+        async with AsyncPool[Any](TASKS[kind](*unwelcoming), ride_out=ride_out) as pool:
+            with pytest.raises(PoolError) as failure:
+                await pool.acquire(timeout=0.2 if ride_out else 5)
+            assert failure.value.__cause__ is not None
+            return said_of(failure.value) + said_by(pool)
+
+    assert WORD not in asyncio.run(main())
+    assert "cannot connect" in logged(caplog)
+    assert WORD not in logged(caplog)
+
+
+def borrow_from(url: str) -> None:
+    with Pool[Any].from_url(url) as pool:
+        assert WORD not in said_by(pool)
+        pool.acquire(timeout=5)
+
+
+def borrow_from_async(url: str) -> None:
+    async def main() -> None:
+        async with AsyncPool[Any].from_url(url) as pool:
+            assert WORD not in said_by(pool)
+            await pool.acquire(timeout=5)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("borrow", [borrow_from, borrow_from_async])
+@pytest.mark.parametrize("url", WRONG_URLS)
+def test_a_wrong_url_is_not_quoted(url: str, borrow: Callable[[str], None], caplog: pytest.LogCaptureFixture) -> None:
+    """Neither if it is refused at once, nor if it takes an attempt to find out."""
+    caplog.set_level(logging.DEBUG)
+    with pytest.raises((ValueError, ConnectFailed)) as failure:
+        borrow(url)
+    assert WORD not in said_of(failure.value)
+    assert WORD not in logged(caplog)
+
+
+def test_a_pool_at_work_tells_no_password(postgres: Postgres, caplog: pytest.LogCaptureFixture) -> None:
+    """Loans, leaks, unreturned connections and a pool that was never closed are told of without it."""
+    caplog.set_level(logging.DEBUG)
+    password = urlsplit(postgres.url).password
+    assert password
+    pool = Pool[Any].from_url(postgres.url, leak_after=0.001)
+    with pool.connection():
+        told = said_by(pool)
+        pool.close(timeout=0)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        pool = Pool[Any].from_url(postgres.url)
+        with pool.connection():
+            pass
+        del pool
+        # Its keeper lets go of it in its own time, and then the collector may have to come.
+        until(lambda: gc.collect() >= 0 and caught)
+    assert "still on loan" in logged(caplog)
+    assert "never closed" in str([warning.message for warning in caught])
+    for text in (told, logged(caplog), str([warning.message for warning in caught])):
+        assert password not in text
+
+
+def test_a_file_database_tells_its_path_and_no_key(tmp_path: Path) -> None:
+    """What reads encrypted files takes the key from the URL's query."""
+    with Pool[Any].from_url(f"sqlite:///{tmp_path}/app.db?hexkey={WORD}") as pool, pool.connection():
+        told = said_by(pool)
+    assert "app.db" in told
+    assert WORD not in told
