@@ -134,7 +134,7 @@ def _latency(axes: Axes, verdicts: Sequence[Verdict]) -> None:
     axes.set_xlabel("milliseconds, on a logarithmic scale")
     axes.set_xscale("log")
     # Room for the words beside the dots.
-    axes.set_xlim(min(verdict.p50 for verdict in verdicts) * 450, max(verdict.p99 for verdict in verdicts) * 2200)
+    axes.set_xlim(min(verdict.p50 for verdict in verdicts) * 350, max(verdict.p99 for verdict in verdicts) * 2200)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
