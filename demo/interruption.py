@@ -30,7 +30,8 @@ class Interruption:
     def __init__(self) -> None:
         self.number = 0
         for number in SIGNALS:
-            signal.signal(number, self._note)
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+                signal.signal(number, self._note)
 
     def heed(self) -> None:
         """Raise `Interrupted` if a signal has come."""
