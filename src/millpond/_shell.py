@@ -400,7 +400,7 @@ class Shell(ABC, Generic[C]):
         elif refusal is Refusal.FULL:
             error = self._error(
                 PoolFull,
-                f"lets no more than {self._settings.max_waiting} callers wait",
+                f"lets no more than max_waiting={self._settings.max_waiting} callers wait for others",
                 "shed load before it gets here, or raise max_waiting or max_size",
                 numbers=numbers,
             )

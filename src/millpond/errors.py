@@ -27,7 +27,7 @@ class PoolTimeout(PoolError, TimeoutError):
 
 
 class PoolFull(PoolError):
-    """As many callers wait already as `max_waiting` allows."""
+    """As many callers wait for others to return a connection as `max_waiting` allows."""
 
 
 class PoolClosed(PoolError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import atexit
 import queue
 import sys
 import threading
@@ -33,6 +34,8 @@ C = TypeVar("C")
 
 LINGER: Final = 5.0
 """Seconds that a worker without work stays."""
+FAREWELL: Final = 0.5
+"""Seconds that the end of the program waits for workers that are still at work."""
 TENDERS: Final = 4
 """How many threads of a pool may check, reset and close at once."""
 
@@ -155,6 +158,8 @@ class _Crew:
         self._present = 0
         self._resting = 0
         self._threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+        self._linger = LINGER
+        _crews.add(self)
 
     def call(self) -> bool:
         """Call one who rests; False if nobody does."""
@@ -182,12 +187,20 @@ class _Crew:
         for _ in range(self._present):
             self._calls.put(None)
 
+    def disperse(self) -> None:
+        """Have everybody go who finds nothing to do; who is hired from now on does not stay either."""
+        self._linger = 0.0
+        for _ in range(self._present):
+            self._calls.put(None)
+
     def join(self, deadline: float) -> None:
-        """Wait until they have gone."""
-        for thread in list(self._threads):
-            # One that has been hired and has not begun finds the pool closed, and goes.
-            if thread.is_alive() and thread is not threading.current_thread():
-                thread.join(max(0.0, deadline - monotonic()))
+        """Wait until they have gone, those too who are hired meanwhile."""
+        while (left := deadline - monotonic()) > 0:
+            # One that has been hired and has not begun is not alive yet; it will find nothing to do, and go.
+            others = [t for t in list(self._threads) if t.is_alive() and t is not threading.current_thread()]
+            if not others:
+                break
+            others[0].join(left)
 
     def _serve(self) -> None:
         while True:
@@ -196,12 +209,14 @@ class _Crew:
                 break
             while self._work(pool):
                 pass
+            if not self._linger:
+                break
             # A resting worker must not keep alive a pool that everybody else has dropped.
             del pool
             with self._lock:
                 self._resting += 1
             try:
-                self._calls.get(timeout=LINGER)
+                self._calls.get(timeout=self._linger)
             except queue.Empty:
                 break
             finally:
@@ -213,6 +228,25 @@ class _Crew:
         pool = self._pool()
         if pool is not None:
             pool._bell.ring()
+
+
+_crews: Final[weakref.WeakSet[_Crew]] = weakref.WeakSet()
+
+
+@atexit.register
+def _disperse_all() -> None:
+    """Let no worker outlive the interpreter.
+
+    A thread that runs on then is ended where it stands, and with it ends what a library keeps for each thread: OpenSSL
+    crashes if that comes while the main thread takes OpenSSL itself down.
+    (test: no_worker_outlives_the_interpreter)
+    """
+    crews = list(_crews)
+    for crew in crews:
+        crew.disperse()
+    deadline = monotonic() + FAREWELL
+    for crew in crews:
+        crew.join(deadline)
 
 
 def _hire_keeper(ref: weakref.ref[Pool[C]], bell: _ThreadBell, name: str) -> None:

@@ -107,6 +107,14 @@ def test_the_line_is_as_long_as_it_may_be() -> None:
     assert bench.core.refusals == 1
 
 
+def test_those_for_whom_a_connection_can_be_opened_do_not_count_as_waiting() -> None:
+    bench = Bench(max_size=3, max_waiting=0)
+    (claim,) = bench.fill(1)
+    assert [bench.enrol(name).refusal for name in ("second", "third", "fourth")] == [None, None, Refusal.FULL]
+    bench.give(claim)
+    assert bench.enrol("fourth").refusal is None
+
+
 def test_cancel_undoes_whatever_had_happened() -> None:
     bench = Bench(max_size=1)
     (claim,) = bench.fill(1)

@@ -126,7 +126,7 @@ async def test_no_more_than_max_waiting_wait(make: Make) -> None:
 
         group.start_soon(caller)
         await shell.until(lambda stats: stats.waiting == 1)
-        with pytest.raises(millpond.PoolFull, match="lets no more than 1 callers wait"):
+        with pytest.raises(millpond.PoolFull, match="lets no more than max_waiting=1 callers wait for others"):
             await shell.acquire()
         shell.pool.release(conn)
 

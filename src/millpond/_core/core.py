@@ -200,11 +200,16 @@ class Core(Generic[C]):
             return Refusal.CLOSED
         if waiter.deadline <= now:
             return Refusal.TIMEOUT
-        if limit is not None and len(self.line) >= limit:
+        if limit is not None and len(self.line) + self._n_lent >= self.settings.max_size + limit:
             return Refusal.FULL
         if self.outage is not None and not self._worth_waiting(self.outage, now):
             return Refusal.DOWN
         return None
+
+    @property
+    def _n_lent(self) -> int:
+        # By what is left over, since the hot path counts nothing.
+        return len(self.entries) - len(self.idle) - self._n_opening - self._n_tending - self._n_closing
 
     def _worth_waiting(self, outage: Outage, now: float) -> bool:
         """Whether one who comes during an outage may wait: for the attempt under way, or for a connection on loan."""

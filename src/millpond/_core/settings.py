@@ -45,7 +45,8 @@ class Settings:
     timeout: float = 30.0
     """How long a caller waits for a connection; 0 means that it does not wait."""
     max_waiting: int | None = None
-    """How many callers may wait at once; None means any number. The next one gets `PoolFull` at once."""
+    """How many callers may wait for others to return a connection; None means any number. The next one gets `PoolFull`
+    at once. Those for whom one can still be opened do not count."""
     max_opening: int = 3
     """How many connections may be in the making at once, so that a burst of callers is not a burst of logins."""
     connect_timeout: float = 10.0

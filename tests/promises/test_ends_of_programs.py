@@ -1,0 +1,42 @@
+"""A program may end with its pools open, at any moment."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+
+PROGRAM = """
+    import atexit, threading, time
+
+    def look():
+        print([thread.name for thread in threading.enumerate() if "opener" in thread.name or "tender" in thread.name])
+        with served.connection(timeout=2) as conn:
+            print(conn)
+
+    atexit.register(look)  # called after those of what is imported from here on
+
+    from millpond import Pool
+
+    def connect():
+        time.sleep(0.2)
+        return complex(0, 1)
+
+    def close(conn):
+        time.sleep(0.1)
+
+    opening = Pool(connect, close=close, min_size=3)
+    served = Pool(connect, close=close, max_size=2)
+    with served.connection():
+        pass
+    served.refresh()
+    while not any(thread.name.startswith("millpond-pool-tender") for thread in threading.enumerate()):
+        time.sleep(0.001)
+"""
+
+
+def test_no_worker_outlives_the_interpreter_and_what_runs_at_its_end_is_served() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(PROGRAM)], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n1j\n", "")
