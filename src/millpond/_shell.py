@@ -11,6 +11,7 @@ import math
 import sys
 import threading
 import time
+import weakref
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from contextlib import suppress
 from dataclasses import replace
 from inspect import iscoroutinefunction
 from random import random
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar, cast
 
 from millpond import _fork, _watcher
 from millpond._core.core import Core, Fitness
@@ -227,19 +228,32 @@ class Shell(ABC, Generic[C]):
         """Raise `Misuse` if what was opened cannot be told from other connections."""
         if conn is None:
             raise self._misused("was given None instead of a connection", "return the connection that was opened")
-        if id(conn) in self._core.by_conn:
+        entry = self._core.by_conn.get(id(conn))
+        if entry is not None and entry.conn is conn:
             raise self._misused("was given a connection that it already has", "open a new connection with each call")
 
     def _install(self, claim: Claim[C], conn: C) -> None:
         """Take in a new connection and have it watched."""
-        try:
-            descriptor = _watcher.identify(self._inspector.descriptor(conn))
-        except Exception:
-            descriptor = None
+        descriptor = self._descriptor_of(conn)
         self._step(self._core.opened, claim, conn, descriptor, random())
         if descriptor is not None:
             # Afterwards, since a hang-up can be told of an open entry only; one that came before is told at once.
             _watcher.watch(descriptor, self, claim.entry)
+
+    def _descriptor_of(self, conn: C) -> _watcher.Descriptor | None:
+        try:
+            return _watcher.identify(self._inspector.descriptor(conn))
+        except Exception:
+            return None
+
+    def _watch_anew(self, entry: Entry[C]) -> None:
+        """Have a connection watched that has been reset and may have another descriptor since."""
+        descriptor = self._descriptor_of(entry.conn)
+        if descriptor != entry.descriptor:
+            self._unwatch(entry)
+            entry.descriptor = descriptor
+            if descriptor is not None:
+                _watcher.watch(descriptor, self, entry)
 
     def _is_refusal(self, error: BaseException) -> bool:
         try:
@@ -303,6 +317,27 @@ class Shell(ABC, Generic[C]):
         else:
             what, hint = f"was asked to {verb} a connection that is not on loan", "it has been returned before"
         raise self._misused(what, hint)
+
+    def _entrust(self, lease: Lease[C], conn: Any) -> None:
+        """Let a connection own its own loan, for those who borrow without a `with` block and may forget to return it.
+
+        The pool refers to it weakly until `_redeem`. If its borrower drops it, it dies, and with it lease and claim.
+        Its class has an attribute `loan`, and frees what it holds when it dies.
+        """
+        claim = lease._claim
+        assert claim is not None
+        claim.entry.conn = cast("C", weakref.proxy(conn))
+        conn.loan = lease
+
+    def _redeem(self, conn: Any) -> Lease[C]:
+        """Take the loan from a connection that owns it."""
+        lease: Lease[C] | None = conn.loan
+        if lease is None or lease._pool is not self or lease._claim is None:
+            raise self._misused("got back a connection that is not on loan from it", "give each connection back once")
+        # From here on this frame owns both: if it is cut, they die, and the pool learns of that.
+        conn.loan = None
+        lease._claim.entry.conn = conn
+        return lease
 
     def _drop(self, lease: Lease[C]) -> None:
         """Lose a lease that `acquire` could not hand out, and with it its claim."""

@@ -294,6 +294,22 @@ class AsyncPool(Shell[C]):
         """
         self._discard(conn)
 
+    async def _lend(self, timeout: float | None = None) -> C:
+        """Lend a connection that owns its loan, as `acquire` lends others."""
+        lease = self.connection(timeout)
+        conn = await lease.__aenter__()
+        try:
+            self._entrust(lease, conn)
+            return conn
+        except BaseException as cut:
+            self._drop(lease)
+            let_go(cut)
+            raise
+
+    def _take_back(self, conn: C) -> None:
+        """Return a connection that owns its loan. Raises `Misuse`, and loses nothing, if it is not on loan."""
+        self._redeem(conn).leave(None, None, None)
+
     # The whole pool.
 
     async def warm(self, timeout: float | None = None) -> None:
@@ -517,7 +533,11 @@ class AsyncPool(Shell[C]):
         conn, limit = job.entry.conn, self._settings.connect_timeout
         sound = False
         try:
-            await _within(limit, self._connector.ping if job.task is Task.CHECK else self._connector.reset, conn, limit)
+            if job.task is Task.CHECK:
+                await _within(limit, self._connector.ping, conn, limit)
+            else:
+                await _within(limit, self._connector.reset, conn, limit)
+                self._watch_anew(job.entry)
             sound = True
         except Exception as error:
             log.debug("pool %r: %s failed: %r", self.name, job.task.value, error)

@@ -36,6 +36,8 @@ LINGER: Final = 5.0
 """Seconds that a worker without work stays."""
 FAREWELL: Final = 0.5
 """Seconds that the end of the program waits for workers that are still at work."""
+INSTANT: Final = 0.001
+"""Seconds that the keeper rests at least."""
 TENDERS: Final = 4
 """How many threads of a pool may check, reset and close at once."""
 
@@ -140,46 +142,66 @@ class _ThreadBell:
 
     def wait(self, seconds: float) -> None:
         with suppress(queue.Empty):
-            self._queue.get(timeout=seconds)
+            # A moment at least: under gevent a wait of no time gives nobody else a turn.
+            self._queue.get(timeout=max(seconds, INSTANT))
         # Whoever rings from here on finds False or is heard anyway, since the keeper now looks at everything.
         self._rung = False
 
 
 class _Crew:
-    """A few threads that come when there is work and go when there has been none for a while."""
+    """A few threads that come when there is work and go when there has been none for a while.
 
-    def __init__(self, pool: Pool[C], title: str, work: Callable[[Pool[C]], bool], size: int) -> None:
+    `work` does one piece and tells whether there was one; `wanted` tells how many there are.
+    """
+
+    def __init__(
+        self, pool: Pool[C], title: str, work: Callable[[Pool[C]], bool], wanted: Callable[[Pool[C]], int], size: int
+    ) -> None:
         self._pool = weakref.ref(pool)
         self._name = f"millpond-{pool.name}-{title}"
         self._work = work
+        self._wanted = wanted
         self._size = size
         self._calls: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._present = 0
+        self._coming = 0
+        """How many of those present have been hired and have not begun: they will look for work."""
         self._resting = 0
         self._threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
         self._linger = LINGER
         _crews.add(self)
 
     def call(self) -> bool:
-        """Call one who rests; False if nobody does."""
-        if self._resting <= 0:
-            return False
-        self._calls.put(None)
-        return True
+        """Call one who rests; False if nobody will hear of the work and one more could be hired."""
+        if self._resting > 0:
+            self._calls.put(None)
+            return True
+        # Those who are at work will look for more when they are done.
+        return self._coming > 0 or self._present >= self._size
 
-    def muster(self, count: int) -> None:
-        """See to it that `count` pieces of work find somebody, within the size of the crew."""
+    def muster(self) -> None:
+        """See to it that all work finds somebody, within the size of the crew."""
+        pool = self._pool()
+        count = 0 if pool is None else self._wanted(pool)
         with self._lock:
             resting = min(count, self._resting)
-            hired = min(count - resting, self._size - self._present)
+            hired = max(0, min(count - resting - self._coming, self._size - self._present))
             self._present += hired
+            self._coming += hired
         for _ in range(resting):
             self._calls.put(None)
-        for _ in range(hired):
-            thread = threading.Thread(target=self._serve, name=self._name, daemon=True)
-            self._threads.add(thread)
-            thread.start()
+        try:
+            while hired:
+                thread = threading.Thread(target=self._serve, name=self._name, daemon=True)
+                thread.start()
+                self._threads.add(thread)
+                hired -= 1
+        finally:
+            # The system may have no more threads to give; the keeper will ask again.
+            with self._lock:
+                self._present -= hired
+                self._coming -= hired
 
     def dismiss(self) -> None:
         """Send everybody home; the pool is closed."""
@@ -203,6 +225,8 @@ class _Crew:
             others[0].join(left)
 
     def _serve(self) -> None:
+        with self._lock:
+            self._coming -= 1
         while True:
             pool = self._pool()
             if pool is None or self._size == 0:
@@ -211,11 +235,14 @@ class _Crew:
                 pass
             if not self._linger:
                 break
-            # A resting worker must not keep alive a pool that everybody else has dropped.
-            del pool
             with self._lock:
                 self._resting += 1
             try:
+                # It looks once more, now that it can be called.
+                if self._wanted(pool) > 0:
+                    continue
+                # A resting worker must not keep alive a pool that everybody else has dropped.
+                del pool
                 self._calls.get(timeout=self._linger)
             except queue.Empty:
                 break
@@ -371,6 +398,22 @@ class Pool(Shell[C]):
         """
         self._discard(conn)
 
+    def _lend(self, timeout: float | None = None) -> C:
+        """Lend a connection that owns its loan, as `acquire` lends others."""
+        lease = self.connection(timeout)
+        conn = lease.__enter__()
+        try:
+            self._entrust(lease, conn)
+            return conn
+        except BaseException as cut:
+            self._drop(lease)
+            let_go(cut)
+            raise
+
+    def _take_back(self, conn: C) -> None:
+        """Return a connection that owns its loan. Raises `Misuse`, and loses nothing, if it is not on loan."""
+        self._redeem(conn).leave(None, None, None)
+
     # The whole pool.
 
     def warm(self, timeout: float | None = None) -> None:
@@ -479,8 +522,8 @@ class Pool(Shell[C]):
     def _begin(self) -> None:
         self._kept = False
         super()._begin()
-        self._openers = _Crew(self, "opener", Pool._open_one, self._settings.max_opening)
-        self._tenders = _Crew(self, "tender", Pool._tend_one, TENDERS)
+        self._openers = _Crew(self, "opener", Pool._open_one, Pool._opens_wanted, self._settings.max_opening)
+        self._tenders = _Crew(self, "tender", Pool._tend_one, Pool._chores, TENDERS)
 
     def _before_fork(self) -> None:
         if self._lock._is_owned():  # type: ignore[attr-defined]
@@ -506,7 +549,7 @@ class Pool(Shell[C]):
             # `Thread.start` would leave the books of `threading` in disorder.
             _thread.start_new_thread(_hire_keeper, (weakref.ref(self), self._bell, self.name))
         unheard = core.chores > 0 and not self._tenders.call()
-        if core.opens_wanted(monotonic()) and not self._openers.call():
+        if self._opens_wanted() and not self._openers.call():
             unheard = True
         if unheard:
             self._bell.ring()
@@ -523,14 +566,20 @@ class Pool(Shell[C]):
         """Do what is due and call the crews; return the seconds until something will be, or None when all is over."""
         pause = self._attend()
         core = self._core
-        self._openers.muster(core.opens_wanted(monotonic()))
-        self._tenders.muster(core.chores)
+        self._openers.muster()
+        self._tenders.muster()
         if core.closing and not core.entries:
             self._openers.dismiss()
             self._tenders.dismiss()
             self._kept = False
             return None
         return pause
+
+    def _opens_wanted(self) -> int:
+        return self._core.opens_wanted(monotonic())
+
+    def _chores(self) -> int:
+        return self._core.chores
 
     def _open_one(self) -> bool:
         """Open a connection, if one is wanted; tell whether it was."""
@@ -566,6 +615,7 @@ class Pool(Shell[C]):
                 connector.ping(conn, limit)
             else:
                 connector.reset(conn, limit)
+                self._watch_anew(job.entry)
             sound = True
         except Exception as error:
             log.debug("pool %r: %s failed: %r", self.name, job.task.value, error)

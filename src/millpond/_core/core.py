@@ -450,8 +450,9 @@ class Core(Generic[C]):
         if entry not in self.entries:
             return
         entry.conn = conn
+        entry.key = id(conn)
         entry.descriptor = descriptor
-        self.by_conn[id(conn)] = entry
+        self.by_conn[entry.key] = entry
         self.opens += 1
         self.open_seconds += now - entry.since
         self.outage = None
@@ -586,8 +587,8 @@ class Core(Generic[C]):
             return
         self._move(entry, State.CLOSED)
         self.retired_uses += entry.uses
-        if self.by_conn.get(id(entry.conn)) is entry:
-            del self.by_conn[id(entry.conn)]
+        if self.by_conn.get(entry.key) is entry:
+            del self.by_conn[entry.key]
         self.entries.discard(entry)
         self._set_gate()
         self._greet_drained()
@@ -790,7 +791,9 @@ class Core(Generic[C]):
             if entry.state is State.CLOSING and not entry.queued and entry not in ending:
                 found.append(f"nobody was closing {entry!r}")
                 self._jobs.append(Job(Task.ABANDON, entry, None))
-        by_conn = {id(entry.conn): entry for entry in self.entries if entry.state is not State.OPENING}
+        present = sorted((entry for entry in self.entries if entry.state is not State.OPENING), key=lambda e: e.serial)
+        # The later has the key of one that owned its loan, and has died with it.
+        by_conn = {entry.key: entry for entry in present}
         if by_conn != self.by_conn:
             found.append("the index of connections was wrong")
             self.by_conn = by_conn

@@ -74,6 +74,7 @@ class Entry(Generic[C]):
         "generation",
         "good_until",
         "idle_since",
+        "key",
         "leak_told",
         "owner",
         "queued",
@@ -86,7 +87,9 @@ class Entry(Generic[C]):
     )
 
     conn: C
-    """The connection; unset until it is open."""
+    """The connection; unset until it is open. One that owns its loan is referred to weakly while it is on loan."""
+    key: int
+    """The identity of the connection."""
 
     def __init__(self, serial: int, generation: int, now: float) -> None:
         self.serial = serial

@@ -1,0 +1,52 @@
+"""The threads that open and close: they burn no time, and the lack of them is a delay and no more."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from millpond import Pool
+from millpond.testing import FakeConnection, FakeConnector
+
+from .patience import until
+
+
+def test_nothing_spins_while_all_workers_are_busy() -> None:
+    gate = threading.Event()
+    closing = threading.Semaphore(0)
+
+    class SlowToClose(FakeConnector):
+        def close(self, conn: FakeConnection) -> None:
+            closing.release()
+            gate.wait(10)
+            super().close(conn)
+
+    with Pool(SlowToClose(), max_size=8, max_opening=8) as pool:
+        for conn in [pool.acquire() for _ in range(8)]:
+            pool.release(conn)
+        pool.refresh()
+        for _ in range(4):
+            assert closing.acquire(timeout=5)
+        before = time.process_time()
+        time.sleep(0.5)
+        spent = time.process_time() - before
+        gate.set()
+        until(lambda: pool.stats().size == 0)
+    assert spent < 0.1
+
+
+def test_a_thread_that_cannot_be_started_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = threading.Thread.start
+    failed: list[str] = []
+
+    def fail_sometimes(thread: threading.Thread) -> None:
+        if "opener" in thread.name and len(failed) < 2:
+            failed.append(thread.name)
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", fail_sometimes)
+    with Pool(FakeConnector(), max_size=1, max_opening=1) as pool, pool.connection(timeout=5):
+        assert len(failed) == 2
