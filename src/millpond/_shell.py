@@ -56,6 +56,10 @@ class Bell(Protocol):
         ...
 
 
+class _Owner(Protocol):
+    loan: Lease[Any] | None
+
+
 class Shell(ABC, Generic[C]):
     """A pool without its ways of waiting and working."""
 
@@ -318,7 +322,7 @@ class Shell(ABC, Generic[C]):
             what, hint = f"was asked to {verb} a connection that is not on loan", "it has been returned before"
         raise self._misused(what, hint)
 
-    def _entrust(self, lease: Lease[C], conn: Any) -> None:
+    def _entrust(self, lease: Lease[C], conn: object) -> None:
         """Let a connection own its own loan, for those who borrow without a `with` block and may forget to return it.
 
         The pool refers to it weakly until `_redeem`. If its borrower drops it, it dies, and with it lease and claim.
@@ -327,15 +331,16 @@ class Shell(ABC, Generic[C]):
         claim = lease._claim
         assert claim is not None
         claim.entry.conn = cast("C", weakref.proxy(conn))
-        conn.loan = lease
+        cast("_Owner", conn).loan = lease
 
-    def _redeem(self, conn: Any) -> Lease[C]:
+    def _redeem(self, conn: C) -> Lease[C]:
         """Take the loan from a connection that owns it."""
-        lease: Lease[C] | None = conn.loan
+        owner = cast("_Owner", conn)
+        lease: Lease[C] | None = owner.loan
         if lease is None or lease._pool is not self or lease._claim is None:
             raise self._misused("got back a connection that is not on loan from it", "give each connection back once")
         # From here on this frame owns both: if it is cut, they die, and the pool learns of that.
-        conn.loan = None
+        owner.loan = None
         lease._claim.entry.conn = conn
         return lease
 

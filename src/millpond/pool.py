@@ -186,22 +186,26 @@ class _Crew:
         count = 0 if pool is None else self._wanted(pool)
         with self._lock:
             resting = min(count, self._resting)
-            hired = max(0, min(count - resting - self._coming, self._size - self._present))
-            self._present += hired
-            self._coming += hired
+            hired = min(count - resting - self._coming, self._size - self._present)
         for _ in range(resting):
             self._calls.put(None)
+        for _ in range(hired):
+            self._hire()
+
+    def _hire(self) -> None:
+        with self._lock:
+            self._present += 1
+            self._coming += 1
+        thread = threading.Thread(target=self._serve, name=self._name, daemon=True)
         try:
-            while hired:
-                thread = threading.Thread(target=self._serve, name=self._name, daemon=True)
-                thread.start()
-                self._threads.add(thread)
-                hired -= 1
-        finally:
-            # The system may have no more threads to give; the keeper will ask again.
+            thread.start()
+        except RuntimeError:
+            # The system has no more threads to give; the keeper will ask again.
             with self._lock:
-                self._present -= hired
-                self._coming -= hired
+                self._present -= 1
+                self._coming -= 1
+            raise
+        self._threads.add(thread)
 
     def dismiss(self) -> None:
         """Send everybody home; the pool is closed."""
