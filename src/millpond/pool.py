@@ -164,7 +164,8 @@ class _Crew:
         self._size = size
         self._calls: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._lock = threading.Lock()
-        self._present = 0
+        self.present = 0
+        """How many there are."""
         self._coming = 0
         """How many of those present have been hired and have not begun: they will look for work."""
         self._resting = 0
@@ -178,7 +179,7 @@ class _Crew:
             self._calls.put(None)
             return True
         # Those who are at work will look for more when they are done.
-        return self._coming > 0 or self._present >= self._size
+        return self._coming > 0 or self.present >= self._size
 
     def muster(self) -> None:
         """See to it that all work finds somebody, within the size of the crew."""
@@ -186,7 +187,7 @@ class _Crew:
         count = 0 if pool is None else self._wanted(pool)
         with self._lock:
             resting = min(count, self._resting)
-            hired = min(count - resting - self._coming, self._size - self._present)
+            hired = min(count - resting - self._coming, self._size - self.present)
         for _ in range(resting):
             self._calls.put(None)
         for _ in range(hired):
@@ -194,15 +195,14 @@ class _Crew:
 
     def _hire(self) -> None:
         with self._lock:
-            self._present += 1
+            self.present += 1
             self._coming += 1
         thread = threading.Thread(target=self._serve, name=self._name, daemon=True)
         try:
             thread.start()
         except RuntimeError:
-            # The system has no more threads to give; the keeper will ask again.
             with self._lock:
-                self._present -= 1
+                self.present -= 1
                 self._coming -= 1
             raise
         self._threads.add(thread)
@@ -210,13 +210,13 @@ class _Crew:
     def dismiss(self) -> None:
         """Send everybody home; the pool is closed."""
         self._size = 0
-        for _ in range(self._present):
+        for _ in range(self.present):
             self._calls.put(None)
 
     def disperse(self) -> None:
         """Have everybody go who finds nothing to do; who is hired from now on does not stay either."""
         self._linger = 0.0
-        for _ in range(self._present):
+        for _ in range(self.present):
             self._calls.put(None)
 
     def join(self, deadline: float) -> None:
@@ -254,7 +254,7 @@ class _Crew:
                 with self._lock:
                     self._resting -= 1
         with self._lock:
-            self._present -= 1
+            self.present -= 1
         # Work that came between the last look and the farewell is the keeper's to give out anew.
         pool = self._pool()
         if pool is not None:
@@ -570,7 +570,10 @@ class Pool(Shell[C]):
         """Do what is due and call the crews; return the seconds until something will be, or None when all is over."""
         pause = self._attend()
         core = self._core
-        self._openers.muster()
+        try:
+            self._openers.muster()
+        except RuntimeError as error:
+            self._fail_open(error)
         self._tenders.muster()
         if core.closing and not core.entries:
             self._openers.dismiss()
@@ -578,6 +581,13 @@ class Pool(Shell[C]):
             self._kept = False
             return None
         return pause
+
+    def _fail_open(self, error: Exception) -> None:
+        """Tell callers that the system gives no thread to open a connection in, or none any more: the program ends."""
+        if not self._openers.present:
+            claim = self._step(self._core.next_open)
+            if claim is not None:
+                self._step(self._core.open_failed, claim, error, False, random())
 
     def _opens_wanted(self) -> int:
         return self._core.opens_wanted(monotonic())

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
 
 import pytest
 
-from millpond import Pool
+from millpond import ConnectFailed, Pool
 from millpond.testing import FakeConnection, FakeConnector
 
 from .patience import until
@@ -37,7 +38,9 @@ def test_nothing_spins_while_all_workers_are_busy() -> None:
     assert spent < 0.1
 
 
-def test_a_thread_that_cannot_be_started_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_callers_learn_at_once_that_no_thread_can_be_started_and_are_served_when_one_can(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     start = threading.Thread.start
     failed: list[str] = []
 
@@ -48,5 +51,16 @@ def test_a_thread_that_cannot_be_started_is_asked_for_again(monkeypatch: pytest.
         start(thread)
 
     monkeypatch.setattr(threading.Thread, "start", fail_sometimes)
-    with Pool(FakeConnector(), max_size=1, max_opening=1) as pool, pool.connection(timeout=5):
+    with Pool(FakeConnector(), max_size=1, max_opening=1) as pool:
+        with pytest.raises(ConnectFailed) as failure:
+            pool.acquire(timeout=5)
+        assert isinstance(failure.value.__cause__, RuntimeError)
+        assert len(failed) == 1
+
+        def served() -> bool:
+            with suppress(ConnectFailed), pool.connection(timeout=5):
+                return True
+            return False
+
+        until(served)
         assert len(failed) == 2

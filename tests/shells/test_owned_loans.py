@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import millpond
+from millpond import _watcher
 
 from .conftest import Shell
 
@@ -91,6 +92,8 @@ async def test_a_connection_that_has_changed_its_socket_is_watched_anew(make: Ma
     shell = make(max_size=1, watchable=True)
     conn = await shell.acquire()
     assert conn._ends is not None
+    number = conn._ends[0].fileno()
+    await shell.until(lambda _: _watcher._watcher is not None and number in _watcher._watcher.watched)
     for end in conn._ends:
         end.close()
     conn._ends = socket.socketpair()
