@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +11,7 @@ import pytest
 import millpond
 from millpond import _watcher
 
-from .conftest import Shell
+from .conftest import Shell, in_thread
 
 pytestmark = pytest.mark.anyio
 
@@ -59,11 +58,15 @@ async def owners(make: Make, way: Any) -> Any:
 
 async def test_a_connection_that_its_borrower_drops_gives_its_place_back(owners: Owners) -> None:
     for number in range(1, 4):
-        conn = await owners.call("_lend")
+        # By way of a list, since the worker threads of older versions of anyio keep what a call has returned.
+        lent = []
+        if owners.way == "threads":
+            await in_thread(lambda: lent.append(owners.pool._lend()))  # noqa: B023
+        else:
+            lent.append(await owners.pool._lend())
         assert owners.pool.stats().lent == 1
         assert owners.opened == number
-        del conn
-        gc.collect()  # anyio's worker thread may have kept a reference
+        lent.clear()
         stats = await owners.until(lambda stats: stats.size == 0)
         assert stats.closes["lost"] == number
     assert owners.audit() == []
