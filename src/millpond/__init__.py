@@ -11,22 +11,28 @@ from typing import TYPE_CHECKING
 
 from millpond._core.settings import Settings
 from millpond._core.stats import Stats
+from millpond.budget import Budget
 from millpond.connector import AsyncConnector, Condition, Connector
 from millpond.errors import ConnectFailed, Misuse, PoolClosed, PoolError, PoolFull, PoolTimeout
+from millpond.keyed import KeyedPool
 from millpond.pool import Pool, ThreadLease
 from millpond.records import LeaseRecord
 
 if TYPE_CHECKING:
     from millpond.aio import AsyncPool, TaskLease
+    from millpond.aio_keyed import AsyncKeyedPool
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AsyncConnector",
+    "AsyncKeyedPool",
     "AsyncPool",
+    "Budget",
     "Condition",
     "ConnectFailed",
     "Connector",
+    "KeyedPool",
     "LeaseRecord",
     "Misuse",
     "Pool",
@@ -43,12 +49,12 @@ __all__ = [
 
 def __getattr__(name: str) -> object:
     # The async shell needs anyio, and is imported when it is first asked for: threads need nothing but Python.
-    if name in ("AsyncPool", "TaskLease"):
+    if name in ("AsyncKeyedPool", "AsyncPool", "TaskLease"):
         try:
-            from millpond import aio
+            from millpond import aio, aio_keyed
         except ImportError as error:
             raise ImportError(
                 f'millpond.{name} needs anyio, which is not installed: pip install "millpond[async]"', name=error.name
             ) from error
-        return getattr(aio, name)
+        return getattr(aio_keyed if name == "AsyncKeyedPool" else aio, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,6 +11,7 @@ import math
 import sys
 import threading
 import time
+import warnings
 import weakref
 from abc import ABC, abstractmethod
 from collections import deque
@@ -25,10 +26,12 @@ from millpond import _fork, _watcher
 from millpond._core.core import Core, Fitness
 from millpond._core.entry import Claim, Entry, Reason, State
 from millpond._core.lease import Lease, let_go
+from millpond._core.ledger import Share
 from millpond._core.line import Refusal, Waiter
 from millpond._core.settings import Settings
 from millpond._core.stats import Stats
 from millpond._whereabouts import call_site, line_of
+from millpond.budget import Budget
 from millpond.connector import Condition, Inspector
 from millpond.errors import ConnectFailed, Misuse, PoolClosed, PoolError, PoolFull, PoolTimeout
 from millpond.records import LeaseRecord
@@ -62,6 +65,9 @@ class _Owner(Protocol):
 
 class Shell(ABC, Generic[C]):
     """A pool without its ways of waiting and working."""
+
+    _keyed = False
+    """Whether a keyed pool has made it, and sees to its end."""
 
     def __init__(self, inspector: Inspector[C], settings: Settings) -> None:
         self._inspector = inspector
@@ -115,9 +121,18 @@ class Shell(ABC, Generic[C]):
             whoami=self._identify(),
             clock=time.monotonic,
             inspect=self._inspect,
+            share=self._join(),
         )
         self._suspended = _suspended_for()
         self._outage_told = False
+
+    def _join(self) -> Share | None:
+        budget = self._settings.budget
+        if budget is None:
+            return None
+        if not isinstance(budget, Budget):
+            raise TypeError(f"budget={budget!r} must be a millpond.Budget")
+        return budget._join(self, self._settings.min_size)
 
     def _before_fork(self) -> None:
         """Close what is idle and could not be parked in the child."""
@@ -160,11 +175,17 @@ class Shell(ABC, Generic[C]):
                 outcome = change(*args, now)
                 if core.wakes:
                     _wake(core.wakes)
-                work = core.chores or core.opens_wanted(now)
+                share = core.share
+                if share is not None:
+                    core.declare(share, now)
+                work = core.chores or core.opens_wanted(now) or (share is not None and share.wants)
                 self._torn = False
         except BaseException as cut:
             let_go(cut)
             raise
+        if share is not None and share.stirred:
+            share.stirred = False
+            cast("Budget", self._settings.budget)._settle()
         if work:
             self._kick()
         return outcome
@@ -226,6 +247,11 @@ class Shell(ABC, Generic[C]):
                 entry.leak_told = entry.uses
                 log.warning("pool %r: a loan has lasted %s", self._settings.name, self._record(entry, now))
 
+    def _is_unused(self) -> bool:
+        """Whether there is nothing to keep: no connection, and nobody who wants one."""
+        core = self._core
+        return not (core.entries or core.line or core.warming or core.chores or core.settings.min_size or self._lost)
+
     # Opening.
 
     def _accept(self, conn: C) -> None:
@@ -269,6 +295,11 @@ class Shell(ABC, Generic[C]):
         if isinstance(entry.descriptor, _watcher.Descriptor):
             _watcher.forget(entry.descriptor)
 
+    def _warn_unclosed(self) -> None:
+        warnings.warn(
+            f"pool {self.name!r}, made at {self._made_at}, was never closed", ResourceWarning, source=self, stacklevel=2
+        )
+
     def _scuttle(self) -> None:
         """Free the connections of a pool that nobody can use any more."""
         core = self._core
@@ -278,6 +309,8 @@ class Shell(ABC, Generic[C]):
                 self._unwatch(claim.entry)
                 self._inspector.abandon(claim.entry.conn)
         core.idle.clear()
+        if core.share is not None:
+            core.share.forsake()
 
     # Returning.
 
@@ -477,13 +510,16 @@ class Shell(ABC, Generic[C]):
         if oldest is not None:
             numbers += f"; oldest loan {oldest}"
         opening = [now - e.since for e in list(self._core.entries) if e.state is State.OPENING]
-        outage = self._core.outage
+        outage, share = self._core.outage, self._core.share
         if outage is not None and outage.refused:
             why, hint = "the server refuses the pool", "check user, password and database"
         elif outage is not None:
             why, hint = "the server cannot be reached", f"see why {self._inspector.target} is down"
         elif stats.paused:
             why, hint = "it is paused", "call resume()"
+        elif share is not None and share.exhausted and stats.size < stats.max_size:
+            why = f"the budget of {share.limit} connections is used up"
+            hint = "raise the budget's limit, or find the slow borrower with leases() of the pools that share it"
         elif stats.lent >= stats.max_size:
             why = "all connections are on loan"
             hint = "raise max_size, or find the slow borrower with pool.leases()"
@@ -521,12 +557,15 @@ class Shell(ABC, Generic[C]):
 
     def _resized(self, min_size: int | None, max_size: int | None) -> Settings:
         """Return the settings with other sizes, or raise `ValueError`."""
-        now = self._settings
-        return replace(
+        now, share = self._settings, self._core.share
+        settings = replace(
             now,
             min_size=now.min_size if min_size is None else min_size,
             max_size=now.max_size if max_size is None else max_size,
         )
+        if share is not None:
+            cast("Budget", settings.budget)._guarantee(share, settings.min_size)
+        return settings
 
 
 E = TypeVar("E", bound=PoolError)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import heapq
 import math
 import sys
-import warnings
 import weakref
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -469,13 +468,13 @@ class AsyncPool(Shell[C]):
             self._bell.ring()
             return
         if not self._kept:
-            backend.spawn(_keep, weakref.ref(self), self._bell, crew=self._keepers, revive=self._kick)
+            backend.spawn(_keep, weakref.ref(self), self._bell, crew=self._keepers, revive=_unless_gone(self._kick))
         core = self._core
         # Those that were started and have not begun will take what there is to do.
         for _ in range(core.opens_wanted(monotonic()) - (len(self._openers) - core.opening)):
-            backend.spawn(self._open_all, crew=self._openers, revive=self._kick)
+            backend.spawn(self._open_all, crew=self._openers, revive=_unless_gone(self._kick))
         for _ in range(min(core.chores - (len(self._tenders) - self._tending), TENDERS - len(self._tenders))):
-            backend.spawn(self._tend_all, crew=self._tenders, revive=self._kick)
+            backend.spawn(self._tend_all, crew=self._tenders, revive=_unless_gone(self._kick))
 
     def _employ_keeper(self, bell: _AsyncBell) -> bool:
         if self._kept or bell is not self._bell:
@@ -571,12 +570,10 @@ class AsyncPool(Shell[C]):
         return self._backend.describe(owner)[1] if self._backend is not None else None
 
     def __del__(self) -> None:
-        if not self.__dict__.get("_made") or self._core.closing:
-            return
-        warnings.warn(
-            f"pool {self.name!r}, made at {self._made_at}, was never closed", ResourceWarning, source=self, stacklevel=1
-        )
-        self._scuttle()
+        if self.__dict__.get("_made") and not self._core.closing:
+            if not self._keyed:
+                self._warn_unclosed()
+            self._scuttle()
 
 
 T = TypeVar("T")
@@ -590,6 +587,18 @@ def _weakly(method: Callable[[], T]) -> Callable[[], T]:
         living = ref()
         assert living is not None
         return living()
+
+    return call
+
+
+def _unless_gone(method: Callable[[], object]) -> Callable[[], None]:
+    """Return what calls a pool's method as long as there is the pool, which it does not keep alive."""
+    ref = weakref.WeakMethod(method)
+
+    def call() -> None:
+        living = ref()
+        if living is not None:
+            living()
 
     return call
 

@@ -7,7 +7,6 @@ import atexit
 import queue
 import sys
 import threading
-import warnings
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
@@ -33,7 +32,7 @@ __all__ = ["Pool", "ThreadLease"]
 C = TypeVar("C")
 
 LINGER: Final = 5.0
-"""Seconds that a worker without work stays."""
+"""Seconds that a worker without work stays, and the keeper of a pool without connections."""
 FAREWELL: Final = 0.5
 """Seconds that the end of the program waits for workers that are still at work."""
 INSTANT: Final = 0.001
@@ -464,8 +463,9 @@ class Pool(Shell[C]):
         waiter: _ThreadWaiter[C] = self._waiter(timeout)
         self._await_all(self._core.drain, waiter)
         if waiter.done:
-            self._openers.join(deadline)
-            self._tenders.join(deadline)
+            for crew in (self._openers, self._tenders):
+                crew.dismiss()
+                crew.join(deadline)
         else:
             self._tell_unreturned()
 
@@ -525,6 +525,8 @@ class Pool(Shell[C]):
 
     def _begin(self) -> None:
         self._kept = False
+        self._busy = monotonic()
+        """When the keeper last had something to keep."""
         super()._begin()
         self._openers = _Crew(self, "opener", Pool._open_one, Pool._opens_wanted, self._settings.max_opening)
         self._tenders = _Crew(self, "tender", Pool._tend_one, Pool._chores, TENDERS)
@@ -576,10 +578,18 @@ class Pool(Shell[C]):
             self._fail_open(error)
         self._tenders.muster()
         if core.closing and not core.entries:
+            # Those who call `close` do so, too, when there is no keeper any more.
             self._openers.dismiss()
             self._tenders.dismiss()
             self._kept = False
             return None
+        if not self._is_unused() or core.outage is not None:
+            self._busy = monotonic()
+        elif monotonic() - self._busy > LINGER:
+            self._kept = False
+            # Whoever comes from here on brings another keeper; for one who has come just before, it stays.
+            if self._is_unused() or not self._employ_keeper(self._bell):
+                return None
         return pause
 
     def _fail_open(self, error: Exception) -> None:
@@ -657,9 +667,9 @@ class Pool(Shell[C]):
         return thread_position(owner)
 
     def __del__(self) -> None:
-        if not self.__dict__.get("_made") or self._core.closing:
-            return
-        warnings.warn(
-            f"pool {self.name!r}, made at {self._made_at}, was never closed", ResourceWarning, source=self, stacklevel=1
-        )
-        self._scuttle()
+        if self.__dict__.get("_made") and not self._core.closing:
+            if not self._keyed:
+                self._warn_unclosed()
+            self._scuttle()
+            self._openers.dismiss()
+            self._tenders.dismiss()

@@ -71,7 +71,7 @@ def test_the_keyword_arguments_of_a_pool_are_the_settings() -> None:
 
 @pytest.mark.parametrize(
     ("name", "hint"),
-    [("max_sise", r"; did you mean max_size\?$"), ("colour", r"; there are name, min_size, .*, ride_out$")],
+    [("max_sise", r"; did you mean max_size\?$"), ("colour", r"; there are name, min_size, .*, ride_out, budget$")],
 )
 def test_an_unknown_setting_is_refused_with_the_one_that_may_be_meant(name: str, hint: str) -> None:
     with pytest.raises(TypeError, match=f"^a pool has no setting '{name}'{hint}"):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Hashable
 from typing import Final, Generic, NamedTuple, TypeVar
 
 from millpond._core.entry import TRANSITIONS, Claim, Entry, Reason, State
+from millpond._core.ledger import Share
 from millpond._core.line import Line, Refusal, Waiter
 from millpond._core.outage import Outage
 from millpond._core.settings import Settings
@@ -115,6 +116,7 @@ class Core(Generic[C]):
         "resets",
         "retired_uses",
         "settings",
+        "share",
         "timeouts",
         "waited",
         "waits",
@@ -132,11 +134,14 @@ class Core(Generic[C]):
         whoami: Callable[[], int],
         clock: Callable[[], float],
         inspect: Callable[[C, BaseException | None], Condition] | None,
+        share: Share | None = None,
     ) -> None:
         # For the hot path, which has no shell around it.
         self.whoami = whoami
         self.clock = clock
         self.inspect = inspect
+        self.share = share
+        """The pool's part of a budget, if there is one."""
         self.entries: set[Entry[C]] = set()
         self.by_conn: dict[int, Entry[C]] = {}
         self.idle: deque[Claim[C]] = deque()
@@ -297,6 +302,8 @@ class Core(Generic[C]):
             except IndexError:
                 break
             self._close(claim, claim.entry.doom or (Reason.POOL_CLOSED if self.closing else Reason.SURPLUS))
+        if self.share is not None and self.share.called:
+            self._make_room(self.share)
         self.gate = True
         while not self.paused and (waiter := self.line.head()) is not None:
             if waiter.deadline <= now:
@@ -312,13 +319,38 @@ class Core(Generic[C]):
             self.waited += now - waiter.since
         self._set_gate()
 
+    def _make_room(self, share: Share) -> None:
+        """Close what is idle, so that other pools of the budget can open as many."""
+        head = self.line.head()
+        since = math.inf if head is None else head.since
+        while len(self.entries) - self._n_closing > self.settings.min_size:
+            try:
+                claim = self.idle.popleft()
+            except IndexError:
+                break
+            # What was opened for one who waits here serves at least that one.
+            if (head is not None and not claim.entry.uses) or not share.answer(since):
+                self.idle.appendleft(claim)
+                break
+            self._close(claim, claim.entry.doom or Reason.MADE_ROOM)
+
     def _set_gate(self) -> None:
+        alert = False
+        if self.share is not None:
+            alert = self.share.alert = self.share.called
         self.gate = (
-            self.paused
+            alert
+            or self.paused
             or self.closing
             or self.line.head() is not None
             or len(self.entries) - self._n_closing > self.settings.max_size
         )
+
+    def declare(self, share: Share, now: float) -> None:
+        """Tell the share what the pool has and wants."""
+        head = self.line.head()
+        since = math.inf if head is None else head.since
+        share.declare(len(self.entries), self._n_closing, self._wanted(now), since)
 
     # Returning, the slow way.
 
@@ -415,6 +447,13 @@ class Core(Generic[C]):
 
     def opens_wanted(self, now: float) -> int:
         """How many more opens should begin now."""
+        wanted = self._wanted(now)
+        if self.share is not None:
+            wanted = max(0, min(wanted, self.share.quota - len(self.entries)))
+        return wanted
+
+    def _wanted(self, now: float) -> int:
+        """How many more opens should begin now, were it not for the budget."""
         settings = self.settings
         if self.closing or self.forks:
             return 0
@@ -627,6 +666,7 @@ class Core(Generic[C]):
         `slept` says that the machine was suspended, which a monotonic clock does not show.
         """
         settings = self.settings
+        self._ask_again()
         last = self._ticked
         standstill = slept or now - last > BEAT + GRACE
         self._ticked = now
@@ -662,6 +702,11 @@ class Core(Generic[C]):
                 stalled += 1
         self._n_stalled = stalled
         self.sweep(now)
+
+    def _ask_again(self) -> None:
+        """Have the budget look for what nobody tells of: a pool that was dropped, a call that was lost."""
+        if self.share is not None and self.share.wants:
+            self.share.stirred = True
 
     def _renew(self, entry: Entry[C], now: float) -> None:
         """Say until when an entry may be lent without another look: a little longer than until the next tick."""
@@ -756,6 +801,8 @@ class Core(Generic[C]):
     def close(self, now: float) -> None:
         """Lend nothing any more: send those who wait away, close what is idle, and what is lent when it comes back."""
         self.closing = True
+        if self.share is not None:
+            self.share.minimum = 0
         while (waiter := self.line.head()) is not None:
             self._dismiss(waiter, Refusal.CLOSED)
         self._wake_all(self.warming, Refusal.CLOSED)

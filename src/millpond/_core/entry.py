@@ -51,6 +51,7 @@ class Reason(enum.Enum):
     DISCARDED = "discarded"
     REFRESHED = "refreshed"
     SURPLUS = "surplus"
+    MADE_ROOM = "made room"
     LOST = "lost"
     FORKED = "forked"
     POOL_CLOSED = "pool closed"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import Literal, TypedDict
+from typing import Literal, Protocol, TypedDict
 
-__all__ = ["Options", "Settings"]
+__all__ = ["Limit", "Options", "Settings"]
 
 
 class Options(TypedDict, total=False):
@@ -27,6 +27,16 @@ class Options(TypedDict, total=False):
     order: Literal["lifo", "fifo"]
     leak_after: float
     ride_out: bool
+    budget: Limit | None
+
+
+class Limit(Protocol):
+    """A limit that pools share: `millpond.Budget`."""
+
+    @property
+    def limit(self) -> int:
+        """How many connections there may be."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,6 +77,8 @@ class Settings:
     """A loan that lasts longer is logged with its borrower; setting it records the call site of every loan."""
     ride_out: bool = False
     """While the server is down, wait for it up to `timeout` instead of failing at once."""
+    budget: Limit | None = None
+    """The `millpond.Budget` that its connections count against, together with those of other pools."""
 
     @classmethod
     def of(cls, options: Options) -> Settings:
@@ -113,6 +125,8 @@ class Settings:
                 fits, wanted = isinstance(value, bool), "True or False"
             case "min_size" | "max_size" | "max_opening":
                 fits, wanted = isinstance(value, int) and not isinstance(value, bool), "an int"
+            case "budget":
+                fits, wanted = value is None or isinstance(getattr(value, "limit", None), int), "a Budget or None"
             case "max_waiting" | "max_uses":
                 fits = value is None or (isinstance(value, int) and not isinstance(value, bool))
                 wanted = "an int or None"

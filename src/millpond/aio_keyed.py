@@ -1,0 +1,58 @@
+"""Pools for tasks, one for each key: for each host, shard or tenant."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Hashable
+from time import monotonic
+from typing import Generic, Self, TypeVar, Unpack
+
+from millpond._core.settings import Options
+from millpond._keyed import Keyed
+from millpond.aio import AsyncPool, TaskLease
+from millpond.connector import AsyncConnector
+
+__all__ = ["AsyncKeyedPool"]
+
+K = TypeVar("K", bound=Hashable)
+C = TypeVar("C")
+
+
+class AsyncKeyedPool(Keyed[K, AsyncPool[C]], Generic[K, C]):
+    """Pools for many targets, each with its own limit, and a total over all.
+
+    `source` takes a key and returns what an `AsyncPool` takes: a connector, or an async callable that returns a new
+    connection. The settings are those of each pool; `total` is how many connections there may be in all (a `Budget` of
+    its own; give `budget=` instead to share one with other pools). A pool is made when its key is first asked for, and
+    vanishes when it has no connection and no caller any more; `max_idle` says when that is.
+
+    `pools[key]` is the `AsyncPool` of a key, and has all that a pool has. Raises as `AsyncPool` and `Budget` do.
+    """
+
+    def __init__(
+        self,
+        source: Callable[[K], AsyncConnector[C] | Callable[[], Awaitable[C]]],
+        *,
+        total: int | None = None,
+        **settings: Unpack[Options],
+    ) -> None:
+        super().__init__(lambda key, options: AsyncPool(source(key), **options), total, settings)
+
+    def connection(self, key: K, timeout: float | None = None) -> TaskLease[C]:
+        """Lend a connection to a key's target to a `with` block, as `AsyncPool.connection` does."""
+        return self[key].connection(timeout)
+
+    async def close(self, timeout: float = 5.0) -> None:
+        """Close the pools of all keys, as `AsyncPool.close` does, within `timeout` seconds in all."""
+        deadline = monotonic() + timeout
+        pools = self._end()
+        # All callers in line learn of it before the first loan is waited for.
+        for pool in pools:
+            pool._step(pool._core.close)
+        for pool in pools:
+            await pool.close(max(0.0, deadline - monotonic()))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()

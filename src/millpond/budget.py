@@ -1,0 +1,129 @@
+"""One limit for the connections of several pools."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from contextlib import AbstractContextManager
+from typing import Any, Final, Protocol
+
+from millpond._core.ledger import Ledger, Share
+from millpond.errors import Misuse
+
+__all__ = ["Budget"]
+
+
+class _Bell(Protocol):
+    def ring(self) -> None: ...
+
+
+class Member(Protocol):
+    """What a budget needs of a pool."""
+
+    @property
+    def name(self) -> str: ...
+
+    _bell: Any
+
+
+class Budget:
+    """How many connections several pools may have open together: `Pool(..., budget=budget)`.
+
+    Each pool is sure of its `min_size`, has `max_size` at most, and takes what it needs in between. When all are taken,
+    the next goes to the pool whose caller in line has waited longest; an idle connection of another pool is closed to
+    make room for it, or one that comes back to a pool that has more of them, or whose own callers came later to a pool
+    that has none. A place is free again when its connection is really closed.
+
+    The pools may be for threads and for tasks, to one server or to many. The limit is that of one process: a forked
+    child has as much again. A pool that finds its quota sufficient does not touch the budget.
+    """
+
+    def __init__(self, limit: int) -> None:
+        _check(limit)
+        self._ledger: Final = Ledger(limit)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._pid = os.getpid()
+        # Reentrant only so that it knows its owner, as a pool's.
+        self._lock = threading.RLock()
+        self._members: dict[Share, weakref.ref[Member]] = {}
+        self._ledger.shares.clear()
+        self._ledger.calls.clear()
+
+    @property
+    def limit(self) -> int:
+        """How many connections there may be."""
+        return self._ledger.limit
+
+    @property
+    def used(self) -> int:
+        """How many there are, those being opened or closed and places just granted included."""
+        return sum(share.quota for share in list(self._members))
+
+    def resize(self, limit: int) -> None:
+        """Change the limit. What is too many is closed as soon as it is idle.
+
+        Raises `ValueError` for less than the pools' `min_size` together; the budget then stays as it was.
+        """
+        _check(limit)
+        with self._mine():
+            self._ledger.resize(limit)
+        self._settle()
+
+    def __repr__(self) -> str:
+        return f"<millpond.Budget: {self.used} of {self.limit} connections, {len(self._members)} pools>"
+
+    # For pools.
+
+    def _join(self, pool: Member, minimum: int) -> Share:
+        """Open a share for a pool that has nothing yet."""
+        if os.getpid() != self._pid:
+            self._begin()  # in a forked child, whose pools all begin anew
+        with self._mine():
+            self._prune()
+            share = self._ledger.join(minimum)
+            self._members[share] = weakref.ref(pool)
+            return share
+
+    def _guarantee(self, share: Share, minimum: int) -> None:
+        """Change what a pool is sure of, or raise ValueError."""
+        with self._mine():
+            self._ledger.check(share, minimum)
+            share.minimum = minimum
+
+    def _settle(self) -> None:
+        """Give out what has been returned, and have pools told what they got and what others need."""
+        with self._mine():
+            due = self._balance()
+        for share in due:
+            pool = self._members[share]()
+            if pool is not None:
+                pool._bell.ring()
+
+    def _balance(self) -> set[Share]:
+        self._prune()
+        due = set(self._ledger.balance())
+        if self._ledger.calls:
+            # Those who have nothing to give are not troubled, nor those who know already.
+            due |= {share for share in self._ledger.shares if share.quota and not share.wants and not share.alert}
+        return due
+
+    def _prune(self) -> None:
+        for share, ref in list(self._members.items()):
+            if ref() is None:
+                self._ledger.leave(share)
+                del self._members[share]
+
+    def _mine(self) -> AbstractContextManager[object]:
+        if self._lock._is_owned():  # type: ignore[attr-defined]
+            raise Misuse("a budget was used by a signal handler or a finaliser that interrupted the budget itself")
+        return self._lock
+
+
+def _check(limit: int) -> None:
+    if type(limit) is not int:
+        raise TypeError(f"limit={limit!r} must be an int")
+    if limit < 1:
+        raise ValueError(f"limit={limit} allows nothing: it must be 1 or more")

@@ -1,0 +1,134 @@
+"""A core that counts its connections against a budget."""
+
+from __future__ import annotations
+
+import math
+
+from millpond._core.ledger import Ledger
+
+from .conftest import Bench, Refusal
+
+
+class Sharing(Bench):
+    """A core on a bench, with a share."""
+
+    def __init__(self, ledger: Ledger, **options: object) -> None:
+        super().__init__(**options)
+        self.ledger = ledger
+        self.core.share = self.share = ledger.join(self.core.settings.min_size)
+
+    def settle(self) -> None:
+        """Do what a shell does after a change."""
+        self.core.declare(self.share, self.now)
+        self.ledger.balance()
+
+    def borrow(self) -> object:
+        """Open a connection for a caller, and give it back."""
+        caller = self.enrol("caller")
+        self.settle()
+        if caller.claim is None:
+            self.open()
+        claim, caller.claim = caller.claim, None
+        assert claim is not None
+        self.give(claim)
+        self.settle()
+        return claim.entry
+
+
+def test_nothing_is_opened_beyond_the_quota() -> None:
+    ledger = Ledger(1)
+    bench = Sharing(ledger)
+    bench.enrol("first"), bench.enrol("second")
+    assert bench.core.opens_wanted(bench.now) == 0
+    bench.settle()
+    assert bench.core.opens_wanted(bench.now) == 1
+    bench.open()
+    assert bench.core.next_open(bench.now) is None
+    bench.check()
+
+
+def test_an_idle_connection_is_closed_for_another_pool_and_its_place_goes_over() -> None:
+    ledger = Ledger(1)
+    rich, poor = Sharing(ledger), Sharing(ledger)
+    rich.borrow()
+    poor.enrol("caller")
+    poor.settle()
+    assert poor.core.opens_wanted(poor.now) == 0
+    rich.core.sweep(rich.now)
+    rich.settle()
+    assert poor.core.opens_wanted(poor.now) == 0, "it is not closed yet"
+    assert rich.work() == ["close"]
+    rich.settle()
+    assert poor.core.opens_wanted(poor.now) == 1
+    assert rich.core.stats(rich.now).closes == {"made room": 1}
+    rich.check()
+
+
+def test_all_that_comes_back_is_looked_at_while_another_pool_is_in_want() -> None:
+    ledger = Ledger(1)
+    rich, poor = Sharing(ledger), Sharing(ledger)
+    rich.borrow()
+    lease = rich.lease()
+    assert lease.enter() is not None
+    caller = poor.enrol("caller")
+    poor.settle()
+    rich.core.sweep(rich.now)
+    assert rich.core.gate
+    assert rich.share.alert
+    lease.leave(None, None, None)
+    assert rich.work() == ["close"]
+    rich.settle()
+    poor.open()
+    assert caller.claim is not None
+    poor.settle()
+    rich.core.sweep(rich.now)
+    assert not rich.core.gate
+
+
+def test_a_connection_opened_for_a_caller_serves_at_least_that_one() -> None:
+    ledger = Ledger(1)
+    rich, poor = Sharing(ledger), Sharing(ledger)
+    poor.enrol("early")
+    rich.now += 1
+    mine = rich.enrol("late")
+    rich.settle()
+    claim = rich.start()
+    poor.settle()
+    rich.finish(claim)
+    assert mine.claim is not None
+    rich.enrol("later")
+    assert mine.claim is not None
+    claim, mine.claim = mine.claim, None
+    rich.give(claim)
+    assert rich.work() == ["close"], "the other has waited for longer"
+
+
+def test_min_size_is_not_given_away() -> None:
+    ledger = Ledger(1)
+    sure, poor = Sharing(ledger, min_size=1), Sharing(ledger)
+    sure.settle()
+    sure.open()
+    sure.settle()
+    poor.enrol("caller")
+    poor.settle()
+    sure.core.sweep(sure.now)
+    assert sure.work() == []
+    sure.core.close(sure.now)
+    assert sure.share.minimum == 0
+    assert sure.work() == ["close"]
+
+
+def test_a_pool_in_want_asks_again_with_every_tick() -> None:
+    ledger = Ledger(1)
+    ledger.join(1)
+    poor = Sharing(ledger)
+    caller = poor.enrol("caller", timeout=0.6)
+    poor.settle()
+    poor.share.stirred = False
+    poor.tick(0.5)
+    assert poor.share.stirred
+    poor.now += 0.2
+    poor.core.expire(caller, poor.now)
+    assert caller.refusal is Refusal.TIMEOUT
+    poor.settle()
+    assert (poor.share.wants, poor.share.since) == (0, math.inf)
