@@ -106,8 +106,7 @@ class Budget:
         self._prune()
         due = set(self._ledger.balance())
         if self._ledger.calls:
-            # Those who have nothing to give are not troubled, nor those who know already.
-            due |= {share for share in self._ledger.shares if share.quota and not share.wants and not share.alert}
+            due.update(self._ledger.givers())
         return due
 
     def _prune(self) -> None:

@@ -9,6 +9,7 @@ import pytest
 from millpond._core.core import Core, Fitness, Job
 from millpond._core.entry import Claim, Entry, State
 from millpond._core.lease import Lease
+from millpond._core.ledger import Share
 from millpond._core.line import Refusal, Waiter
 from millpond._core.settings import Options, Settings
 from millpond.connector import Condition
@@ -44,7 +45,7 @@ class BenchLease(Lease["str"]):
 class Bench:
     """A core on a bench: time stands still until a test moves it."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, share: Share | None = None, **options: Any) -> None:
         self.now = 1000.0
         self.lost: list[Entry[str]] = []
         self.core: Core[str] = Core(
@@ -54,6 +55,7 @@ class Bench:
             whoami=lambda: 7,
             clock=lambda: self.now,
             inspect=None,
+            share=share,
         )
         self.made = 0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from millpond._core.ledger import Ledger
+from millpond._core.ledger import _last_used as ledger_last_used
 
 from .conftest import Bench, Refusal
 
@@ -13,9 +14,9 @@ class Sharing(Bench):
     """A core on a bench, with a share."""
 
     def __init__(self, ledger: Ledger, **options: object) -> None:
-        super().__init__(**options)
         self.ledger = ledger
-        self.core.share = self.share = ledger.join(self.core.settings.min_size)
+        self.share = ledger.join(int(str(options.get("min_size", 0))))
+        super().__init__(share=self.share, **options)
 
     def settle(self) -> None:
         """Do what a shell does after a change."""
@@ -101,6 +102,25 @@ def test_a_connection_opened_for_a_caller_serves_at_least_that_one() -> None:
     claim, mine.claim = mine.claim, None
     rich.give(claim)
     assert rich.work() == ["close"], "the other has waited for longer"
+
+
+def test_those_who_have_been_idle_for_longest_are_to_give() -> None:
+    ledger = Ledger(4)
+    young, old, sure, busy, poor = (Sharing(ledger, min_size=size) for size in (0, 0, 1, 0, 0))
+    for number, pool in enumerate((sure, old, young, busy)):
+        pool.now += number
+        pool.borrow()
+    lease = busy.lease()
+    lease.enter()
+    poor.enrol("first")
+    poor.settle()
+    assert ledger.givers() == [old.share, young.share], "one of them more than needed, and not who is sure of it"
+    poor.enrol("second"), poor.enrol("third")
+    poor.settle()
+    assert set(ledger.givers()) == {young.share, old.share, sure.share, busy.share}, "there are not enough"
+    young.core.idle.clear()
+    assert ledger_last_used(young.share) == math.inf
+    lease.leave(None, None, None)
 
 
 def test_min_size_is_not_given_away() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import random
 import signal
@@ -15,10 +16,10 @@ from types import FrameType
 
 import pytest
 
-from millpond import Pool
+from millpond import Budget, Pool
 from millpond.testing import FakeConnection, FakeConnector
 
-from .patience import assert_whole
+from .patience import assert_whole, until
 from .places import KINDS, Stop, finalisers_cut
 
 ROUNDS = 10_000
@@ -194,6 +195,28 @@ def test_exceptions_of_signal_handlers_in_line_lose_no_connection(pool: FakePool
     with competing(pool, record, 6):
         strike(pool, record, 3000, Stop)
     assert_sound(pool, connector, record)
+
+
+def test_exceptions_of_signal_handlers_lose_no_place_of_a_budget(connector: FakeConnector) -> None:
+    """Two pools that take their connections from one budget, and from each other."""
+    budget = Budget(SIZE)
+    record = Record()
+    other_connector = FakeConnector()
+    with (
+        Pool(connector, max_opening=SIZE, budget=budget) as pool,
+        Pool(other_connector, max_opening=SIZE, budget=budget) as other,
+    ):
+        with competing(other, Record(), 3):
+            strike(pool, record, 2000, Stop)
+        until(lambda: budget.used == pool.stats().size + other.stats().size <= SIZE)
+        assert record.twice == connector.mistakes == other_connector.mistakes == []
+        for each in (pool, other):
+            # All places can be taken by each of them.
+            with contextlib.ExitStack() as loans:
+                for _ in range(SIZE):
+                    loans.enter_context(each.connection(5))
+            assert each._step(each._core.audit) == []
+    assert budget.used == 0
 
 
 def test_ten_thousand_exceptions_thrown_into_threads_lose_no_connection(

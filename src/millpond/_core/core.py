@@ -146,6 +146,8 @@ class Core(Generic[C]):
         self.by_conn: dict[int, Entry[C]] = {}
         self.idle: deque[Claim[C]] = deque()
         """Lent from the right end. The order of lending is that of returning: to the right end, or to the left."""
+        if share is not None:
+            share.idle = self.idle
         self.line: Line[C] = Line()
         self.warming: list[Waiter[C]] = []
         self.draining: list[Waiter[C]] = []

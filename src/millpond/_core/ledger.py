@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Sequence
+from heapq import nsmallest
+from typing import Any
+
+from millpond._core.entry import Claim
 
 __all__ = ["Ledger", "Share"]
 
@@ -18,7 +23,19 @@ class Share:
     room, never too much.
     """
 
-    __slots__ = ("_ledger", "alert", "closing", "demand", "granted", "minimum", "owing", "returned", "since", "stirred")
+    __slots__ = (
+        "_ledger",
+        "alert",
+        "closing",
+        "demand",
+        "granted",
+        "idle",
+        "minimum",
+        "owing",
+        "returned",
+        "since",
+        "stirred",
+    )
 
     def __init__(self, ledger: Ledger, minimum: int) -> None:
         self._ledger = ledger
@@ -32,6 +49,8 @@ class Share:
         """Since when its caller in line who has waited longest has waited."""
         self.closing = 0
         """How many of its connections are being closed."""
+        self.idle: Sequence[Claim[Any]] = ()
+        """Its idle connections, to be looked at without its lock."""
         self.owing = 0
         """How many calls it has answered whose permits it still has, since the connections are not closed yet."""
         self.alert = False
@@ -161,6 +180,15 @@ class Ledger:
         """Close the share of a pool that is no more."""
         self.shares.discard(share)
 
+    def givers(self) -> list[Share]:
+        """Return those who are to look for calls: those with the longest idle connections, or all who have any."""
+        idle = [share for share in self.shares if share.idle and share.quota > share.minimum]
+        if len(idle) >= len(self.calls):
+            # One more than is needed, as a borrower may be quicker.
+            return nsmallest(len(self.calls) + 1, idle, key=_last_used)
+        # Those who lack connections themselves look anyway, and so do those who know already.
+        return [share for share in self.shares if share.quota and not share.wants and not share.alert]
+
     def balance(self) -> list[Share]:
         """Give out what is free, and call for what is wanting; return the shares that got something."""
         free = self.limit - self.held
@@ -184,3 +212,11 @@ class Ledger:
                 break
         self.calls.extend([None] * (missing - len(self.calls)))
         return served
+
+
+def _last_used(share: Share) -> float:
+    """When the longest idle connection was last lent."""
+    try:
+        return share.idle[0].entry.since
+    except IndexError:
+        return math.inf
