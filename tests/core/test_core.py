@@ -253,6 +253,64 @@ def test_a_dirty_connection_of_a_closing_pool_is_not_reset_but_closed() -> None:
     assert bench.work() == ["close"]
 
 
+def test_a_dead_connection_makes_those_on_loan_suspect_too() -> None:
+    """Its query may have been answered just before the server went."""
+    bench = Bench(max_size=3)
+    dead, alive, idle = bench.fill(3)
+    bench.give(idle)
+    bench.give(dead, Fitness.DEAD)
+    assert bench.work() == ["abandon", "check"]
+    bench.give(alive)
+    caller = bench.enrol("caller")
+    assert caller.claim is not None
+    bench.give(caller.claim)
+    caller.claim = None
+    other = bench.enrol("other"), bench.enrol("third")
+    assert bench.work() == ["check"]
+    assert all(each.claim is not None for each in other)
+
+
+@pytest.mark.parametrize(("size", "checks"), [(3, 1), (1000, 0)])
+def test_each_of_a_few_deaths_arouses_suspicion_and_of_many_at_once_the_first(size: int, checks: int) -> None:
+    bench = Bench(max_size=size, max_opening=size)
+    claims = bench.fill(size)
+    bench.give(claims[0], Fitness.DEAD)
+    bench.give(claims[1])
+    bench.enrol("caller", timeout=0.0)
+    assert bench.work().count("check") == 1
+    bench.now += 0.01
+    bench.give(claims[2], Fitness.DEAD)
+    assert bench.work().count("check") == checks
+
+
+def test_what_is_being_opened_during_a_standstill_is_checked_before_it_is_lent() -> None:
+    bench = Bench(max_size=1)
+    caller = bench.enrol("caller")
+    opening = bench.start()
+    bench.now += 5
+    bench.core.tick(False, bench.now)
+    bench.finish(opening)
+    assert caller.claim is None
+    assert bench.work() == ["check"]
+    assert caller.claim is not None
+
+
+def test_what_is_being_checked_during_a_standstill_is_checked_again() -> None:
+    bench = Bench(max_size=1)
+    bench.stock(1)
+    bench.core.suspect(bench.now)
+    bench.core.sweep(bench.now)
+    job = bench.core.next_chore(bench.now)
+    assert job is not None
+    bench.now += 5
+    bench.core.tick(False, bench.now)
+    bench.core.tended(job, True, bench.now)
+    caller = bench.enrol("caller")
+    assert caller.claim is None
+    assert bench.work() == ["check"]
+    assert caller.claim is not None
+
+
 def test_a_dead_connection_makes_the_others_suspect() -> None:
     bench = Bench(max_size=3)
     claims = bench.fill(3)

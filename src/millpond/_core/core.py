@@ -26,8 +26,8 @@ GRACE: Final = 0.5
 """A tick that comes so much too late means that the process stood still, and that what it knew may be out of date."""
 STALLED: Final = 0.5
 """A check or reset that has taken so long no longer counts as a connection that is about to come."""
-SUSPICION_PAUSE: Final = 1.0
-"""The deaths of one batch arouse suspicion once, not once each."""
+SUSPICION_PAUSE: Final = 0.001
+"""Seconds for each connection, until another death arouses suspicion: not each of a thousand deaths at once does."""
 LIFETIME_SPREAD: Final = 0.1
 """The part of `max_lifetime` by which one connection's may be shorter than another's."""
 
@@ -420,12 +420,12 @@ class Core(Generic[C]):
             self.suspect(now)
 
     def suspect(self, now: float) -> None:
-        """Doubt every idle connection, since one was found dead: each is checked before it is lent again."""
-        if now - self._suspected < SUSPICION_PAUSE:
+        """Doubt every connection, since one was found dead: each is checked before it is lent again."""
+        if now - self._suspected < SUSPICION_PAUSE * len(self.entries):
             return
         self._suspected = now
         for entry in self.entries:
-            if entry.state is IDLE:
+            if entry.state is IDLE or entry.state is LENT:
                 self._doubt(entry)
 
     def _doubt(self, entry: Entry[C]) -> None:
@@ -676,6 +676,9 @@ class Core(Generic[C]):
         spare = len(self.entries) - self._n_closing - settings.min_size
         for entry in self.entries:
             state = entry.state
+            if standstill:
+                # Also what is being opened or checked: it may have had its answer before, and be dead by now.
+                self._doubt(entry)
             if state is IDLE:
                 if entry.since > entry.idle_since:
                     # It was lent and returned since the last tick; when is not known, so the longest time is assumed.
@@ -688,7 +691,7 @@ class Core(Generic[C]):
                 elif spare > 0 and now - entry.idle_since >= settings.max_idle:
                     self.condemn(entry, Reason.MAX_IDLE, now)
                     spare -= 1
-                elif standstill or now - max(entry.idle_since, entry.asked) >= settings.keepalive:
+                elif now - max(entry.idle_since, entry.asked) >= settings.keepalive:
                     self._doubt(entry)
                 else:
                     self._renew(entry, now)
@@ -696,8 +699,6 @@ class Core(Generic[C]):
                 entry.idle_since = now
                 if now >= entry.expires:
                     self.condemn(entry, Reason.MAX_LIFETIME, now)
-                elif standstill:
-                    self._doubt(entry)
                 else:
                     self._renew(entry, now)
             elif state in TENDING and now - entry.since >= STALLED:

@@ -59,7 +59,8 @@ def borrow(pool: Pool[Any], times: int) -> None:
 
 def threads(url: str, way: str) -> None:
     """Borrow in a loop, in three threads, over the stop; or a few times, right after it."""
-    with Pool(Psycopg(url), max_size=SIZE, max_opening=SIZE) as pool:
+    # The loops take all connections in turn, or else the server would end one that has been idle before the stop, too.
+    with Pool(Psycopg(url), max_size=SIZE, max_opening=SIZE, order="fifo") as pool:
         conns = [pool.acquire() for _ in range(SIZE)]
         for conn in conns:
             pool.release(conn)
