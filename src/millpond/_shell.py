@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 import warnings
-import weakref
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from contextlib import suppress
 from dataclasses import replace
 from inspect import iscoroutinefunction
 from random import random
-from typing import Any, Final, Generic, Protocol, TypeVar, cast
+from typing import Final, Generic, Protocol, TypeVar, cast
 
 from millpond import _fork, _watcher
 from millpond._core.core import Core, Fitness
@@ -57,10 +56,6 @@ class Bell(Protocol):
     def ring(self) -> None:
         """Wake the keeper. It takes no lock, so that finalisers and signal handlers may call it, in any thread."""
         ...
-
-
-class _Owner(Protocol):
-    loan: Lease[Any] | None
 
 
 class Shell(ABC, Generic[C]):
@@ -355,27 +350,15 @@ class Shell(ABC, Generic[C]):
             what, hint = f"was asked to {verb} a connection that is not on loan", "it has been returned before"
         raise self._misused(what, hint)
 
-    def _entrust(self, lease: Lease[C], conn: object) -> None:
-        """Let a connection own its own loan, for those who borrow without a `with` block and may forget to return it.
-
-        The pool refers to it weakly until `_redeem`. If its borrower drops it, it dies, and with it lease and claim.
-        Its class has an attribute `loan`, and frees what it holds when it dies.
-        """
-        claim = lease._claim
-        assert claim is not None
-        claim.entry.conn = cast("C", weakref.proxy(conn))
-        cast("_Owner", conn).loan = lease
-
-    def _redeem(self, conn: C) -> Lease[C]:
-        """Take the loan from a connection that owns it."""
-        owner = cast("_Owner", conn)
-        lease: Lease[C] | None = owner.loan
+    def _take_back(self, conn: C) -> None:
+        """Return a connection that owns its loan (see `_lend`). Raises `Misuse` if it is not on loan, and loses nothing."""
+        lease = conn.loan  # type: ignore[attr-defined]
         if lease is None or lease._pool is not self or lease._claim is None:
             raise self._misused("got back a connection that is not on loan from it", "give each connection back once")
-        # From here on this frame owns both: if it is cut, they die, and the pool learns of that.
-        owner.loan = None
+        # From here on this frame owns the loan: if it is cut, that dies, and the pool learns of it.
+        conn.loan = None  # type: ignore[attr-defined]
         lease._claim.entry.conn = conn
-        return lease
+        lease.leave(None, None, None)
 
     def _drop(self, lease: Lease[C]) -> None:
         """Lose a lease that `acquire` could not hand out, and with it its claim."""

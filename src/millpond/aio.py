@@ -294,20 +294,21 @@ class AsyncPool(Shell[C]):
         self._discard(conn)
 
     async def _lend(self, timeout: float | None = None) -> C:
-        """Lend a connection that owns its loan, as `acquire` lends others."""
+        """Lend a connection that owns its own loan, for those who borrow without a `with` block and may not return it.
+
+        The pool refers to it weakly until `_take_back`: if its borrower drops it, it dies, and with it lease and claim.
+        Its class has an attribute `loan`, and frees what it holds when it dies.
+        """
         lease = self.connection(timeout)
         conn = await lease.__aenter__()
         try:
-            self._entrust(lease, conn)
+            lease._claim.entry.conn = weakref.proxy(conn)  # type: ignore[union-attr]
+            conn.loan = lease  # type: ignore[attr-defined]
             return conn
         except BaseException as cut:
             self._drop(lease)
             let_go(cut)
             raise
-
-    def _take_back(self, conn: C) -> None:
-        """Return a connection that owns its loan. Raises `Misuse`, and loses nothing, if it is not on loan."""
-        self._redeem(conn).leave(None, None, None)
 
     # The whole pool.
 
