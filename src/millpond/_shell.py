@@ -351,7 +351,7 @@ class Shell(ABC, Generic[C]):
         raise self._misused(what, hint)
 
     def _take_back(self, conn: C) -> None:
-        """Return a connection that owns its loan (see `_lend`). Raises `Misuse` if it is not on loan, and loses nothing."""
+        """Return what `_lend` has lent. Raises `Misuse`, and loses nothing, if it is not on loan."""
         lease = conn.loan  # type: ignore[attr-defined]
         if lease is None or lease._pool is not self or lease._claim is None:
             raise self._misused("got back a connection that is not on loan from it", "give each connection back once")
