@@ -253,10 +253,13 @@ async def test_a_closed_keyed_pool_wakes_all_callers_and_makes_no_pool_any_more(
         with anyio.fail_after(5):
             while sum(stats.waiting for stats in keyed.pool.stats().values()) < 3:
                 await anyio.sleep(0.001)
-        for key, conn in zip("ab", conns, strict=True):
-            keyed.pool._used[key]._step(keyed.pool._used[key]._core.close)
-            keyed.pool._used[key].release(conn)
-        await keyed.close()
+        pools = [keyed.pool[key] for key in "ab"]
+        group.start_soon(keyed.close)
+        for _ in range(3):
+            with anyio.fail_after(5):
+                await in_thread(told.acquire)
+        for pool, conn in zip(pools, conns, strict=True):
+            pool.release(conn)
     with pytest.raises(millpond.PoolClosed, match="keyed pool 'pool' is closed"):
         keyed.pool["a"]
 
