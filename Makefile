@@ -7,8 +7,8 @@ ARGS ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-DRIVERS := aiosqlite,asyncpg,psycopg,testing,trio
-CODE := $(wildcard src tests benchmarks demo docs)
+DRIVERS := aiosqlite,asyncpg,psycopg,requests,testing,trio,urllib3
+CODE := $(wildcard src tests benchmarks demo docs examples proof)
 
 .PHONY: demo test covered lint types measure clean
 

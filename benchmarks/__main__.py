@@ -9,19 +9,28 @@ import argparse
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterator
+from importlib import import_module
 
-from benchmarks import burst, crowd, failed_open, fairness, hot_path, recovery
 from benchmarks.figure import Figure
 
-MEASURES: dict[str, Callable[[], Iterable[Figure]]] = {
-    "burst": burst.measure,
-    "fairness": fairness.measure,
-    "recovery": recovery.measure,
-    "failed-open": failed_open.measure,
-    "crowd": crowd.measure,
-    "hot-path": hot_path.measure,
-}
+MEASURES = (
+    "burst",
+    "fairness",
+    "recovery",
+    "failed-open",
+    "crowd",
+    "hot-path",
+    "urllib3-get",
+    "urllib3-interruptions",
+    "urllib3-waiting",
+)
+"""Each is a module of this package."""
+
+
+def figures(name: str) -> Iterator[Figure]:
+    """Measure, and yield one figure after the other."""
+    yield from import_module(f"benchmarks.{name.replace('-', '_')}").measure()
 
 
 def main() -> int:
@@ -40,7 +49,7 @@ def main() -> int:
     short = 0
     for name in arguments.names or MEASURES:
         start = time.monotonic()
-        for figure in MEASURES[name]():
+        for figure in figures(name):
             short += not figure.kept
             verdict = "kept" if figure.kept else "**missed**" if arguments.markdown else "MISSED"
             cells = figure.measure, figure.case, figure.shown, figure.shown_goal, verdict

@@ -1,0 +1,7 @@
+"""What a server shows, and who vouches for it."""
+
+from __future__ import annotations
+
+from ..urllib3.conftest import authority, certificate
+
+__all__ = ["authority", "certificate"]

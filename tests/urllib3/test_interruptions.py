@@ -1,0 +1,200 @@
+"""An exception at any moment of a request: nobody gets another's reply, and no slot is lost."""
+
+from __future__ import annotations
+
+import gc
+import random
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import pytest
+import urllib3
+from urllib3.connection import HTTPConnection
+
+from millpond.urllib3 import HTTPConnectionPool
+
+from .conftest import Make
+from .patience import settled, until
+from .servers import Request, Server, Wire, chunked, echo
+
+ROUNDS = 2_000
+SIZE = 3
+
+pytestmark = [
+    # A socket that http.client is struck while closing is closed by its finaliser, with a warning.
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+@pytest.fixture(autouse=True)
+def swept() -> Iterator[None]:
+    """Have the sockets that kept exceptions kept collected while their warnings are ignored."""
+    yield
+    gc.collect()
+
+
+class Struck(BaseException):
+    """What the handler raises."""
+
+
+class Wrong(AssertionError):
+    """Somebody else's reply."""
+
+
+@contextmanager
+def alarm() -> Iterator[Callable[[float], None]]:
+    """Give what sets an alarm, whose handler raises once."""
+    armed = False
+
+    def ring(number: int, frame: FrameType | None) -> None:
+        nonlocal armed
+        if armed:
+            armed = False
+            raise Struck
+
+    def arm(seconds: float) -> None:
+        nonlocal armed
+        armed = seconds > 0
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+
+    former = signal.signal(signal.SIGALRM, ring)
+    try:
+        yield arm
+    finally:
+        armed = False
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, former)
+
+
+def answer(request: Request, wire: Wire) -> None:
+    if request.target.startswith("/chunked"):
+        body = request.target.encode()
+        wire.send(chunked(body[:7], body[7:]))
+    else:
+        echo(request, wire)
+
+
+def whole(http: urllib3.HTTPConnectionPool, target: str) -> bytes:
+    return http.request("GET", target, retries=False, pool_timeout=5).data
+
+
+def streamed(http: urllib3.HTTPConnectionPool, target: str) -> bytes:
+    response = http.request("GET", target, retries=False, pool_timeout=5, preload_content=False)
+    return b"".join(response.stream(3))
+
+
+def in_chunks(http: urllib3.HTTPConnectionPool, target: str) -> bytes:
+    return streamed(http, "/chunked" + target).removeprefix(b"/chunked")
+
+
+def half_read(http: urllib3.HTTPConnectionPool, target: str) -> bytes:
+    response = http.request("GET", target, retries=False, pool_timeout=5, preload_content=False)
+    if not target.encode().startswith(response.read(2)):
+        raise Wrong
+    response.release_conn()
+    return target.encode()
+
+
+def storm(http: urllib3.HTTPConnectionPool, rounds: int) -> None:
+    """Make requests until so many have been struck."""
+    struck = number = 0
+    with alarm() as arm:
+        while struck < rounds:
+            ask = random.choice((whole, streamed, in_chunks, half_read))
+            number += 1
+            target = f"/{number}"
+            try:
+                arm(random.uniform(1e-6, 1.2e-3))
+                body = ask(http, target)
+                arm(0)
+            except Struck:
+                struck += 1
+            else:
+                if body != target.encode():
+                    raise Wrong(f"{body!r} instead of {target!r}")
+
+
+def test_2000_interrupted_requests_give_nobody_a_wrong_reply_and_lose_no_slot(make: Make) -> None:
+    http = make(answer, maxsize=SIZE, block=True)
+    storm(http, ROUNDS)
+    gc.collect()
+    until(lambda: settled(http).lent == 0)
+    held = [http.request("GET", f"/{number}", preload_content=False, pool_timeout=5) for number in range(SIZE)]
+    assert [response.read() for response in held] == [b"/0", b"/1", b"/2"]
+
+
+def test_an_exception_that_is_kept_keeps_no_slot(make: Make) -> None:
+    strikes: list[str] = []
+
+    class Breaking(HTTPConnection):
+        """Struck when it is lent, asked, or returned."""
+
+        def strike(self, place: str) -> None:
+            if strikes and strikes[-1] == place:
+                strikes.pop()
+                raise Struck
+
+        @property
+        def is_connected(self) -> bool:
+            self.strike("lent")
+            return super().is_connected
+
+        def putrequest(self, *args: Any, **kwargs: Any) -> None:
+            self.strike("asked")
+            super().putrequest(*args, **kwargs)
+
+    class Pool(HTTPConnectionPool):
+        ConnectionCls = Breaking
+
+        @property
+        def block(self) -> bool:
+            if strikes and strikes[-1] == "returned":
+                strikes.pop()
+                raise Struck
+            return True
+
+        @block.setter
+        def block(self, block: bool) -> None: ...
+
+    kept: list[Struck] = []
+    with Server(answer) as server, Pool(server.host, server.port, maxsize=1, block=True, pool_timeout=5) as http:
+        for place in ("lent", "asked", "returned"):
+            assert whole(http, "/well") == b"/well"
+            settled(http)
+            strikes.append(place)
+            with pytest.raises(Struck) as struck:
+                whole(http, "/kept")
+            kept.append(struck.value)
+        assert whole(http, "/free") == b"/free"
+
+
+def test_interrupted_downloads_in_other_threads_are_not_disturbed(make: Make, server: Server) -> None:
+    http = make(answer, maxsize=SIZE, block=True)
+    over = threading.Event()
+    wrong: list[bytes] = []
+
+    def ask(name: str) -> None:
+        number = 0
+        while not over.is_set():
+            number += 1
+            target = f"/{name}-{number}"
+            body = whole(http, target)
+            if body != target.encode():
+                wrong.append(body)
+
+    threads = [threading.Thread(target=ask, args=(name,)) for name in "ab"]
+    for thread in threads:
+        thread.start()
+    try:
+        storm(http, 300)
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join(10)
+    assert wrong == []
+    assert isinstance(http, HTTPConnectionPool)
