@@ -31,7 +31,7 @@ lint: $(VENV)/.checks
 types: $(VENV)/.checks
 	$(BIN)/mypy $(CODE)
 	$(BIN)/pyright --pythonpath $(BIN)/python
-	PYTHONPATH=src $(BIN)/pyright --pythonpath $(BIN)/python --verifytypes millpond --ignoreexternal
+	PYTHONPATH=src PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pyright --verifytypes millpond --ignoreexternal
 
 # Prints what is measured beside its goal, and fails if something falls short: make measure ARGS='crowd --markdown'
 measure: $(VENV)/.test

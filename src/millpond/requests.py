@@ -57,6 +57,8 @@ class HTTPAdapter(adapters.HTTPAdapter):
     An adapter can be pickled, as requests' can; the copy has a budget of its own, as large.
     """
 
+    poolmanager: urllib3.PoolManager
+
     def __init__(
         self,
         pool_connections: int = adapters.DEFAULT_POOLSIZE,

@@ -19,13 +19,16 @@ import math
 import re
 import socket
 import ssl
+import threading
 import weakref
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import cache
+from random import random
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict, cast
 
+from millpond._core.entry import Entry, Reason
 from millpond._core.lease import Lease
 from millpond.budget import Budget
 from millpond.connector import Condition
@@ -217,6 +220,7 @@ class _Connection(HTTPConnection):
         """Close the connection, and give its place back."""
         try:
             super().close()
+            self.rest = None
         finally:
             lender = self.lender
             if lender is not None and not self.answering:
@@ -309,10 +313,9 @@ class _Connector:
         if reply is not None and not reply.whole:
             drainable = conn.rest is not None and (reply.chunked or (reply.length or 0) <= LEFTOVER)
             return DIRTY if drainable else BROKEN
-        if conn.sock is conn.noted:
-            # Watched; or it never was, and the server has closed it as it always does: the object serves again.
-            return CLEAN
-        return BROKEN if conn.sock is None else DIRTY
+        # If the server has closed a connection that was never kept, as some always do, the object serves again. If it
+        # was kept before, it goes, so that those that are still connected are lent first.
+        return BROKEN if conn.sock is None and conn.noted is not None else CLEAN
 
     def alive(self, conn: _Connection) -> bool:
         """Tell whether nothing, not even a hang-up, waits to be read."""
@@ -328,10 +331,9 @@ class _Connector:
             raise ConnectionError(f"{self.target} has hung up, or sent something that nobody asked for")
 
     def reset(self, conn: _Connection, timeout: float) -> None:
-        """Read what nobody wanted of the last reply, and note a new socket; raises ConnectionError."""
-        if conn.rest is not None and not conn.finish():
+        """Read what nobody wanted of the last reply; raises ConnectionError."""
+        if not conn.finish():
             raise ConnectionError(f"the reply from {self.target} did not end within bounds")
-        conn.noted = conn.sock
 
     def close(self, conn: _Connection) -> None:
         """Close the socket."""
@@ -347,7 +349,47 @@ class _Connector:
 
 
 class _Pool(Pool[_Connection]):
-    """A pool that may be dropped without being closed, as urllib3's may."""
+    """A pool whose connections are made by who wants them, and that may be dropped without being closed."""
+
+    def _begin(self) -> None:
+        self._making = threading.local()
+        super()._begin()
+
+    def _kick(self) -> None:
+        # In the thread of one who has just joined the line, too. To make a connection takes less than to wake another.
+        if getattr(self._making, "now", False):
+            # One of its own steps; or an exception struck it once, and the keeper has to see to its work from then on.
+            self._bell.ring()
+            return
+        self._making.now = True
+        try:
+            while self._opens_wanted() and self._make_one():
+                pass
+        finally:
+            self._making.now = False
+        super()._kick()
+
+    def _make_one(self) -> bool:
+        """Make a connection object, if one is wanted; tell whether it was."""
+        claim = self._step(self._core.next_open)
+        if claim is None:
+            return False
+        try:
+            conn = self._connector.open(0.0)
+        except Exception as error:
+            self._step(self._core.open_failed, claim, error, False, random())
+        else:
+            self._install(claim, conn)
+        return True
+
+    def note(self, conn: _Connection) -> None:
+        """Have the socket watched that a connection on loan has now."""
+        self._watch_anew(_entry_of(conn))
+        conn.noted = conn.sock
+
+    def condemn(self, conn: _Connection) -> None:
+        """Have a connection on loan closed when it comes back, since enough are kept."""
+        self._step(self._core.condemn, _entry_of(conn), Reason.SURPLUS)
 
     @property
     def unlent(self) -> int:
@@ -360,6 +402,11 @@ class _Pool(Pool[_Connection]):
                 self._unwatch(entry)
                 with suppress(Exception):
                     self._connector.abandon(entry.conn)
+
+
+def _entry_of(conn: _Connection) -> Entry[_Connection]:
+    assert conn.loan is not None and conn.loan._claim is not None
+    return conn.loan._claim.entry
 
 
 class Options(TypedDict):
@@ -418,7 +465,8 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
         # No places in urllib3's own queue, which is not used.
         super().__init__(host, port, timeout, 0, block, headers, retries, _proxy, _proxy_headers, **conn_kw)
         _expect_waiting(pool_timeout, block, budget)
-        self.ConnectionCls = _owning(self.ConnectionCls)
+        # Of the instance: the class's own is declared as a variable of classes.
+        vars(self)["ConnectionCls"] = _owning(self.ConnectionCls)
         self._kept: float = maxsize or math.inf
         connector = _Connector(self)
         self.pool = _Pool(
@@ -426,7 +474,6 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
             name=connector.target,
             max_size=maxsize if block else PORTS,
             timeout=math.inf if pool_timeout is None else pool_timeout,
-            max_opening=1,
             max_idle=max_idle,
             max_lifetime=max_lifetime,
             check_after=math.inf,  # `_get_conn` looks every time
@@ -489,12 +536,13 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
                 return
             conn.part(response)
         conn.rest_from_now()
+        if conn.sock is not None and conn.sock is not conn.noted:
+            lender.note(conn)
         size = 0 if self.block else lender.unlent
         if size >= self._kept:
             log.warning("Connection pool is full, discarding connection: %s. Connection pool size: %s", self.host, size)
-            conn.close()
-        else:
-            lender._take_back(conn)
+            lender.condemn(conn)
+        lender._take_back(conn)
 
     def close(self) -> None:
         """Close the pool: callers in line get `ClosedPoolError` at once, connections on loan are closed afterwards."""
@@ -514,7 +562,7 @@ class HTTPSConnectionPool(  # pyright: ignore[reportIncompatibleVariableOverride
 
 
 @cache
-def _lending(kind: type[urllib3.HTTPConnectionPool]) -> type[HTTPConnectionPool]:
+def _lending(kind: type[Any]) -> type[HTTPConnectionPool]:
     """Return millpond's counterpart of a kind of pool."""
     own = HTTPSConnectionPool if issubclass(kind, urllib3.HTTPSConnectionPool) else HTTPConnectionPool
     return own if issubclass(own, kind) else type(kind.__name__, (own, kind), {})
@@ -523,6 +571,7 @@ def _lending(kind: type[urllib3.HTTPConnectionPool]) -> type[HTTPConnectionPool]
 class _Managed(urllib3.PoolManager):
     """What both managers have in common."""
 
+    pool_classes_by_scheme: dict[str, type[urllib3.HTTPConnectionPool]]
     _options: Options
 
     def _manage(self, options: Options) -> None:
@@ -540,7 +589,7 @@ class _Managed(urllib3.PoolManager):
     def clear(self) -> None:
         """Close all pools. Responses that are being read are not affected; callers in line get `ClosedPoolError`."""
         with self.pools.lock:
-            pools = list(self.pools._container.values())
+            pools = [self.pools[key] for key in self.pools.keys()]  # noqa: SIM118 it cannot be iterated over
             super().clear()
         for pool in pools:
             pool.close()

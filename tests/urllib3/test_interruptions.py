@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import random
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,16 +25,14 @@ from .servers import Request, Server, Wire, chunked, echo
 ROUNDS = 2_000
 SIZE = 3
 
-pytestmark = [
-    # A socket that http.client is struck while closing is closed by its finaliser, with a warning.
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+# A socket that http.client is struck while closing is closed by its finaliser, with a warning.
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
 
 
 @pytest.fixture(autouse=True)
-def swept() -> Iterator[None]:
-    """Have the sockets that kept exceptions kept collected while their warnings are ignored."""
+def swept(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Have nobody keep the exceptions that strike finalisers, as pytest does; and collect what is left at the end."""
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: None)
     yield
     gc.collect()
 
