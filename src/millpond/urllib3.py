@@ -578,7 +578,8 @@ class _Managed(urllib3.PoolManager):
         """Make pools that are millpond's instead of those that it would make."""
         _expect_waiting(options["pool_timeout"], self.connection_pool_kw.get("block", False), options["budget"])
         self._options = options
-        self.pool_classes_by_scheme = {scheme: _lending(kind) for scheme, kind in self.pool_classes_by_scheme.items()}
+        kinds: dict[str, Any] = self.pool_classes_by_scheme
+        self.pool_classes_by_scheme = {scheme: _lending(kind) for scheme, kind in kinds.items()}
 
     def _new_pool(
         self, scheme: str, host: str, port: int, request_context: dict[str, Any] | None = None
