@@ -7,7 +7,7 @@ ARGS ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-DRIVERS := aiosqlite,asyncpg,psycopg,requests,testing,trio,urllib3
+DRIVERS := aiosqlite,asyncpg,psycopg,redis,requests,testing,trio,urllib3
 CODE := $(wildcard src tests benchmarks demo docs examples proof)
 
 .PHONY: demo test covered lint types measure clean

@@ -163,9 +163,11 @@ class _Connection(HTTPConnection):
     head; but the response still reads from it, and so keeps its place."""
     noted: Any = None
     """The socket that the pool watches."""
+    kept = False
+    """Whether it was ever given back connected."""
     response: Callable[[], urllib3.HTTPResponse | None] = staticmethod(_nobody)
     """The response that reads from it, if it lives and was not read at once."""
-    rest: io.BufferedReader | None = None
+    unread: io.BufferedReader | None = None
     """What is left of a reply that nobody will read."""
     silence: float | None = None
     """How many seconds the server said it would wait for the next request."""
@@ -187,6 +189,13 @@ class _Connection(HTTPConnection):
         """Whether no request is under way."""
         state: str = self._HTTPConnection__state  # type: ignore[attr-defined]
         return state == "Idle"
+
+    def connect(self) -> None:
+        """Connect, and have the pool watch the socket."""
+        super().connect()
+        lender = self.lender
+        if lender is not None:
+            lender.note(self)
 
     def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]
         """Get the response, which from now on holds the connection unless it has been read."""
@@ -211,16 +220,17 @@ class _Connection(HTTPConnection):
         # The watcher knows of hang-ups, a moment later; and a server may have sent what nobody asked for.
         return monotonic() < self.fresh_until and self.is_connected
 
-    def rest_from_now(self) -> None:
+    def lie_down(self) -> None:
         """Note until when the server is going to wait; less a margin, for the request has to get there."""
         silence = self.silence
+        self.kept = self.kept or self.sock is not None
         self.fresh_until = math.inf if silence is None else monotonic() + silence - min(MARGIN, silence / 4)
 
     def close(self) -> None:
         """Close the connection, and give its place back."""
         try:
             super().close()
-            self.rest = None
+            self.unread = None
         finally:
             lender = self.lender
             if lender is not None and not self.answering:
@@ -240,19 +250,19 @@ class _Connection(HTTPConnection):
             if reply is self.reply and reply.length != 0 and response.chunk_left != 0:
                 if response.chunk_left is not None:
                     reply.chunk_left = response.chunk_left
-                self.rest, reply.fp = reply.fp, None  # type: ignore[assignment]
+                self.unread, reply.fp = reply.fp, None  # type: ignore[assignment]
             else:
                 reply.close()
         response._connection = None
 
     def finish(self) -> bool:
         """Read what is left of a reply, within LEFTOVER and PATIENCE; tell whether it has ended as it should."""
-        reply, rest, sock = self.reply, self.rest, self.sock
-        assert reply is not None and rest is not None
-        self.rest = None
+        reply, unread, sock = self.reply, self.unread, self.sock
+        assert reply is not None and unread is not None
+        self.unread = None
         deadline = monotonic() + PATIENCE
         sock.settimeout(0)
-        data = _now(lambda: rest.read1(LEFTOVER)) or b""  # all that has been read ahead
+        data = _now(lambda: unread.read1(LEFTOVER)) or b""  # all that has been read ahead
         while len(data) <= LEFTOVER:
             if reply.ends_with(data):
                 return reply.whole
@@ -311,11 +321,11 @@ class _Connector:
             return BROKEN
         reply = conn.reply
         if reply is not None and not reply.whole:
-            drainable = conn.rest is not None and (reply.chunked or (reply.length or 0) <= LEFTOVER)
+            drainable = conn.unread is not None and (reply.chunked or (reply.length or 0) <= LEFTOVER)
             return DIRTY if drainable else BROKEN
-        # If the server has closed a connection that was never kept, as some always do, the object serves again. If it
-        # was kept before, it goes, so that those that are still connected are lent first.
-        return BROKEN if conn.sock is None and conn.noted is not None else CLEAN
+        # If the server closes every connection, as some do, the object serves again. If it was kept before, it goes, so
+        # that those that are still connected are lent first.
+        return BROKEN if conn.sock is None and conn.kept else CLEAN
 
     def alive(self, conn: _Connection) -> bool:
         """Tell whether nothing, not even a hang-up, waits to be read."""
@@ -363,27 +373,23 @@ class _Pool(Pool[_Connection]):
             return
         self._making.now = True
         try:
-            while self._opens_wanted() and self._make_one():
-                pass
+            self._make_all()
         finally:
             self._making.now = False
         super()._kick()
 
-    def _make_one(self) -> bool:
-        """Make a connection object, if one is wanted; tell whether it was."""
-        claim = self._step(self._core.next_open)
-        if claim is None:
-            return False
-        try:
-            conn = self._connector.open(0.0)
-        except Exception as error:
-            self._step(self._core.open_failed, claim, error, False, random())
-        else:
-            self._install(claim, conn)
-        return True
+    def _make_all(self) -> None:
+        # Not in the `try`: CPython 3.13 forgets it when an exception strikes where the loop goes back.
+        while self._opens_wanted() and (claim := self._step(self._core.next_open)) is not None:
+            try:
+                conn = self._connector.open(0.0)
+            except Exception as error:
+                self._step(self._core.open_failed, claim, error, False, random())
+            else:
+                self._install(claim, conn)
 
     def note(self, conn: _Connection) -> None:
-        """Have the socket watched that a connection on loan has now."""
+        """Have the socket watched that a connection on loan has now, or none if it has none any more."""
         self._watch_anew(_entry_of(conn))
         conn.noted = conn.sock
 
@@ -432,8 +438,8 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
     `pool_timeout` is how many seconds a request waits in line (default None: as long as it takes) unless it says so
     itself; then it raises `EmptyPoolError`. `max_idle` (default 50 s) and `max_lifetime` (default 3,600 s) are how
     long a connection may lie idle, and how old it may become; if a server says that it waits less (`Keep-Alive:
-    timeout=5`), that is heeded. `budget` is a limit for several pools together: when it
-    is used up, callers wait in line also without `block`.
+    timeout=5`), that is heeded. `budget` is a limit for several pools together; when it is used up, callers wait in
+    line also without `block`.
 
     `pool` is the `millpond.Pool`, for its `stats()` and `leases()`; None when closed.
 
@@ -494,9 +500,9 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
 
     def _borrow(self, timeout: float | None) -> _Connection:
         pool = self.pool
+        if pool is None:
+            raise ClosedPoolError(self, "Pool is closed.")
         try:
-            if pool is None:
-                raise PoolClosed
             try:
                 return pool._lend(timeout)
             except PoolTimeout:
@@ -535,8 +541,8 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
                 response._connection = conn
                 return
             conn.part(response)
-        conn.rest_from_now()
-        if conn.sock is not None and conn.sock is not conn.noted:
+        conn.lie_down()
+        if conn.sock is not conn.noted:
             lender.note(conn)
         size = 0 if self.block else lender.unlent
         if size >= self._kept:
@@ -587,10 +593,13 @@ class _Managed(urllib3.PoolManager):
         context = self.connection_pool_kw if request_context is None else request_context
         return super()._new_pool(scheme, host, port, {**context, **self._options})
 
+    def _pools(self) -> list[Any]:
+        return [self.pools[key] for key in self.pools.keys()]  # noqa: SIM118 it cannot be iterated over
+
     def clear(self) -> None:
         """Close all pools. Responses that are being read are not affected; callers in line get `ClosedPoolError`."""
         with self.pools.lock:
-            pools = [self.pools[key] for key in self.pools.keys()]  # noqa: SIM118 it cannot be iterated over
+            pools = self._pools()
             super().clear()
         for pool in pools:
             pool.close()

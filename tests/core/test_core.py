@@ -311,6 +311,47 @@ def test_what_is_being_checked_during_a_standstill_is_checked_again() -> None:
     assert caller.claim is not None
 
 
+def test_whoever_is_first_after_a_standstill_finds_nothing_unchecked() -> None:
+    """A return that meets a caller in line may come before the ticker, too."""
+    bench = Bench(max_size=1)
+    (claim,) = bench.fill(1)
+    waiting = bench.enrol("waiting")
+    bench.now += 5
+    bench.give(claim)
+    assert waiting.claim is None
+    assert bench.work() == ["check"]
+    assert waiting.claim is claim
+
+
+def test_uses_are_counted_to_the_last_under_suspicion_too() -> None:
+    bench = Bench(max_size=1, max_uses=2)
+    bench.stock(1)
+    lease = bench.lease()
+    assert lease.enter() is not None
+    bench.core.suspect(bench.now)
+    lease.leave(None, None, None)
+    assert bench.work() == ["close"]
+
+
+def test_a_close_that_was_cut_short_sends_everybody_away_with_the_next_change() -> None:
+    bench = Bench(max_size=1)
+    bench.fill(1)
+    waiting = bench.enrol("waiting")
+    bench.core.closing = True
+    bench.core.audit(bench.now)
+    assert waiting.refusal is Refusal.CLOSED
+
+
+def test_a_refresh_that_was_cut_short_is_completed_by_the_audit() -> None:
+    bench = Bench(max_size=1)
+    bench.stock(1)
+    bench.core.generation += 1
+    bench.core.audit(bench.now)
+    bench.core.sweep(bench.now)
+    assert bench.work() == ["close"]
+    assert bench.core.stats(bench.now).closes == {"refreshed": 1}
+
+
 def test_a_dead_connection_makes_the_others_suspect() -> None:
     bench = Bench(max_size=3)
     claims = bench.fill(3)

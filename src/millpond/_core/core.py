@@ -182,9 +182,6 @@ class Core(Generic[C]):
 
     def enrol(self, waiter: Waiter[C], now: float) -> None:
         """Serve a caller at once, refuse it, or put it in line: `waiter.claim`, `waiter.refusal` or neither is set."""
-        if now - self._ticked > BEAT + GRACE:
-            # The process stood still and this caller is back before the ticker.
-            self.tick(False, now)
         self.settle(now)
         if not (self.closing or self.paused) and self.line.head() is None:
             claim = self._fetch(now)
@@ -298,6 +295,11 @@ class Core(Generic[C]):
 
     def settle(self, now: float) -> None:
         """Hand what is idle to those who wait; close what is idle when it may not be."""
+        if now - self._ticked > BEAT + GRACE:
+            # The process stood still and whoever calls is back before the ticker.
+            self.tick(False, now)
+        if self.closing:
+            self._send_away()
         while self.closing or len(self.entries) - self._n_closing > self.settings.max_size:
             try:
                 claim = self.idle.popleft()
@@ -431,7 +433,8 @@ class Core(Generic[C]):
     def _doubt(self, entry: Entry[C]) -> None:
         if entry.doom is None:
             entry.suspect = True
-            entry.good_until = -math.inf
+            # Not 0 unless it has to be: with that the return, too, would have to look.
+            entry.good_until = -math.inf if self.settings.max_uses is None else 0.0
             self._sweep_due = True
 
     def lost(self, entry: Entry[C], now: float) -> bool:
@@ -806,11 +809,13 @@ class Core(Generic[C]):
         self.closing = True
         if self.share is not None:
             self.share.minimum = 0
+        self.settle(now)
+        self._greet_drained()
+
+    def _send_away(self) -> None:
         while (waiter := self.line.head()) is not None:
             self._dismiss(waiter, Refusal.CLOSED)
         self._wake_all(self.warming, Refusal.CLOSED)
-        self.settle(now)
-        self._greet_drained()
 
     def audit(self, now: float) -> list[str]:
         """Derive everything anew from the entries and the line; tell what was found to be wrong."""
@@ -838,6 +843,9 @@ class Core(Generic[C]):
             self.entries.discard(entry)
         ending = {job.entry for job in self._jobs if job.claim is None}
         for entry in self.entries:
+            if entry.generation != self.generation:
+                # `refresh` may have been cut short.
+                self.condemn(entry, Reason.REFRESHED, now)
             if entry.state is State.CLOSING and not entry.queued and entry not in ending:
                 found.append(f"nobody was closing {entry!r}")
                 self._jobs.append(Job(Task.ABANDON, entry, None))

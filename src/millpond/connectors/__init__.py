@@ -4,6 +4,7 @@
 |---|---|---|---|
 | PostgreSQL by psycopg 3 | `psycopg.Psycopg` | `psycopg.AsyncPsycopg` | `millpond[psycopg]` |
 | PostgreSQL by asyncpg | | `asyncpg.Asyncpg` | `millpond[asyncpg]` |
+| Redis and Valkey by redis-py | `redis.Redis` | `redis.AsyncRedis` | `millpond[redis]`; `millpond[async,redis]` |
 | SQLite | `sqlite.Sqlite` | `aiosqlite.Aiosqlite` | none; `millpond[aiosqlite]` |
 | any DB-API 2 driver | `dbapi.DBAPI` | | the driver |
 | TCP and TLS sockets | `sockets.Socket` | `sockets.AsyncSocket` | none; `millpond[async]` |

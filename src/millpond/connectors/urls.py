@@ -26,8 +26,9 @@ class InvalidURL(ValueError):
 def connector_for(url: str, **options: object) -> Connector[object]:
     """Make the connector for a URL, for a `Pool`; `options` are the connector's own.
 
-    Known are `postgresql://` or `postgres://` (psycopg), `postgresql+psycopg://`, `sqlite:///relative.db`,
-    `sqlite:////absolute.db`, `sqlite://` (in memory), `tcp://host:port`, `tls://host:port`, and what entry points add.
+    Known are `postgresql://` or `postgres://` (psycopg), `postgresql+psycopg://`, `redis://`, `rediss://`, `unix://`,
+    `valkey://` or `valkeys://` (redis-py), `sqlite:///relative.db`, `sqlite:////absolute.db`, `sqlite://` (in memory),
+    `tcp://host:port`, `tls://host:port`, and what entry points add.
 
     Raises `InvalidURL` for one that cannot work, ImportError for a driver that is not installed.
     """
@@ -135,6 +136,10 @@ def _dsn(url: str) -> tuple[str]:
     return ("postgresql://" + url.partition("://")[2],)
 
 
+def _whole(url: str) -> tuple[str]:
+    return (url,)
+
+
 def _file(url: str) -> tuple[str]:
     """Return the database of an SQLite URL: a path, a `file:` URI if there is a query, or :memory:."""
     authority, _, path = url.partition("://")[2].partition("?")[0].partition("/")
@@ -162,11 +167,14 @@ def _endpoint(url: str) -> tuple[str, int, bool]:
     return host, port, scheme == "tls"
 
 
+_REDIS = ("redis", "rediss", "unix", "valkey", "valkeys")
+
 _CONNECTORS = _Schemes(
     "Pool",
     "millpond.connectors",
     {
         **dict.fromkeys(("postgres", "postgresql", "postgresql+psycopg"), ("psycopg", "Psycopg", _dsn)),
+        **dict.fromkeys(_REDIS, ("redis", "Redis", _whole)),
         "sqlite": ("sqlite", "Sqlite", _file),
         **dict.fromkeys(("tcp", "tls"), ("sockets", "Socket", _endpoint)),
     },
@@ -177,6 +185,7 @@ _ASYNC_CONNECTORS = _Schemes(
     {
         **dict.fromkeys(("postgres", "postgresql", "postgresql+psycopg"), ("psycopg", "AsyncPsycopg", _dsn)),
         "postgresql+asyncpg": ("asyncpg", "Asyncpg", _dsn),
+        **dict.fromkeys(_REDIS, ("redis", "AsyncRedis", _whole)),
         **dict.fromkeys(("sqlite", "sqlite+aiosqlite"), ("aiosqlite", "Aiosqlite", _file)),
         **dict.fromkeys(("tcp", "tls"), ("sockets", "AsyncSocket", _endpoint)),
     },

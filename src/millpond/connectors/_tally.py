@@ -1,0 +1,463 @@
+"""What a connection of redis-py has been asked, what it has answered, and what that did to its session.
+
+redis-py keeps no such record; `tallied` puts one in front of its classes. It counts the commands that are sent over a
+socket and the replies that are read to their end, and heeds the commands that change the session. A command is counted
+before it is sent and a reply after it was read, so whoever is interrupted in between leaves the counts unequal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final
+
+from redis import exceptions
+from redis.asyncio.connection import AbstractConnection as AsyncConnection
+from redis.connection import AbstractConnection as Connection
+
+from millpond import _watcher
+from millpond.connectors.factory import cut
+
+__all__ = ["AsyncTally", "SyncTally", "Tally", "stray", "tallied"]
+
+# What a session can be in.
+WATCHING: Final = 1
+IN_MULTI: Final = 2
+ASKING: Final = 4
+"""The next command may ask for a slot that the server is importing."""
+SPOILT: Final = 8
+"""Something was changed that only a new session puts right, or there is none."""
+NEW: Final = 16
+"""The pool does not know the socket yet."""
+
+OPENS: Final = {b"WATCH": WATCHING, b"MULTI": IN_MULTI, b"ASKING": ASKING}
+ENDS: Final = {b"EXEC": WATCHING | IN_MULTI, b"DISCARD": WATCHING | IN_MULTI, b"UNWATCH": WATCHING}
+SPOILS: Final = frozenset(
+    b"AUTH HELLO RESET QUIT SELECT MONITOR SYNC PSYNC REPLCONF READONLY READWRITE "
+    b"SUBSCRIBE PSUBSCRIBE SSUBSCRIBE UNSUBSCRIBE PUNSUBSCRIBE SUNSUBSCRIBE".split()
+)
+SPARES: Final = {
+    b"CLIENT": frozenset(b"GETNAME GETREDIR HELP ID INFO KILL LIST PAUSE TRACKINGINFO UNBLOCK UNPAUSE".split()),
+    b"SCRIPT": frozenset(b"EXISTS FLUSH HELP KILL LOAD SHOW".split()),
+}
+"""Of these, only the subcommands that are named leave the session as it is."""
+
+MOST_NAMES: Final = 4096
+_harmless: Final[set[object]] = set()
+"""Names of commands, as somebody wrote them, that do nothing to a session: the quickest there is to look at."""
+
+Command = Sequence[Any]
+"""The name of a command, which may be of two words, and its arguments, as redis-py takes them."""
+
+
+class Tally:
+    """The record of one connection: what threads and tasks have in common."""
+
+    loan: Any = None
+    """The loan, if the connection owns it (see `Shell._entrust`)."""
+
+    _asked = 0
+    """How many commands have been sent over this socket, or are about to be."""
+    _answered = 0
+    """How many replies to them have been read to their end."""
+    _session = SPOILT
+    _asking_at = 0
+    """Which command was ASKING."""
+    _ending_at = 0
+    """Which command was to end a transaction or a WATCH."""
+    _packed: tuple[object, Sequence[Command]] | None = None
+    """What `pack_commands` has made, and of what."""
+    _token: object = None
+    """What it was authenticated with last, where tokens are rotated."""
+    _unread: Callable[[], object]
+    """Tells whether something has been read from the socket that nobody has taken yet."""
+
+    if TYPE_CHECKING:
+        health_check_interval: float
+        _connect_callbacks: list[object]
+        _parser: Any
+        _send: Callable[..., Any]
+        """The connection's own `send_packed_command`."""
+        _receive: Callable[..., Any]
+        """The connection's own `read_response`."""
+
+    def mark_for_reconnect(self) -> None:
+        """Have the connection closed when it comes back."""
+        self._session |= SPOILT
+        super().mark_for_reconnect()  # type: ignore[misc]
+
+    def pack_commands(self, commands: Iterable[Command]) -> object:
+        """Pack commands, and remember which, until they are sent."""
+        given = list(commands)
+        packed: object = super().pack_commands(given)  # type: ignore[misc]
+        self._packed = packed, given
+        return packed
+
+    def _begin(self) -> None:
+        """Note that a new socket is being connected: nothing is owed on it yet, and nobody logged in."""
+        self._session = SPOILT
+        self._asked = self._answered = 0
+
+    def _settle_in(self) -> None:
+        """Note that the login is over. What it did to the session is how every session begins."""
+        # But a subscriber's callback has subscribed again.
+        if not self._connect_callbacks:
+            self._session = NEW
+
+    def _count(self, packed: str | bytes | Iterable[bytes]) -> list[str | bytes]:
+        """Count and heed commands that have been packed; return them in pieces."""
+        pieces: list[str | bytes] = [packed] if isinstance(packed, (str, bytes)) else list(packed)
+        remembered, self._packed = self._packed, None
+        commands: Iterable[Command]
+        commands = remembered[1] if remembered is not None and remembered[0] is packed else unpacked(pieces)
+        for command in commands:
+            self._asked += 1
+            if command[0] not in _harmless:
+                self._heed(command)
+        return pieces
+
+    def _heed(self, command: Command) -> None:
+        """Note what the command that was counted last does to the session."""
+        name, subcommand = words_of(command)
+        if name in OPENS:
+            self._session |= OPENS[name]
+            self._asking_at = self._asked
+        elif name in ENDS:
+            # An UNWATCH in a transaction is only queued, but then the transaction has to end as well.
+            self._session &= ~ENDS[name]
+            self._ending_at = self._asked
+        elif name in SPARES:
+            if subcommand not in SPARES[name]:
+                self._session |= SPOILT
+        elif name in SPOILS or not name:
+            self._session |= SPOILT
+        elif len(_harmless) < MOST_NAMES:
+            _harmless.add(command[0])
+
+    def _hear(self, error: exceptions.ResponseError) -> None:
+        """Count a reply that is an error."""
+        self._answered += 1
+        if self._answered == self._ending_at and not isinstance(error, exceptions.ExecAbortError):
+            # What was to end has not ended.
+            self._session |= SPOILT
+
+    def _end(self, sock: socket.socket | None) -> None:
+        """Note that the session ends, and tell the watcher that it is not the server who hangs up."""
+        self._session |= SPOILT
+        descriptor = None if sock is None else _watcher.identify(sock.fileno())
+        if descriptor is not None:
+            _watcher.forget(descriptor)
+
+    def is_settled(self) -> bool:
+        """Tell whether every command has been answered and the session is as it began."""
+        if self._asking_at < self._asked:
+            self._session &= ~ASKING
+        return self._asked == self._answered and not self._session & ~NEW
+
+    def is_known(self) -> bool:
+        """Tell whether the pool knows the socket."""
+        return not self._session & NEW
+
+    def note_socket(self) -> None:
+        """Note that the pool knows the socket from now on."""
+        self._session &= ~NEW
+
+    def note_login(self, token: object) -> None:
+        """Note that the pool has authenticated the connection anew, while nobody else had it."""
+        self._token = token
+        self._session = 0
+
+
+class SyncTally(Tally):
+    """The record of a connection for threads."""
+
+    _deadline: float | None = None
+    """When the pool gives up to open it, while it opens it."""
+    _place: str | None = None
+    """Where it leads, in redis-py's words for errors."""
+
+    if TYPE_CHECKING:
+        socket_timeout: float | None
+        socket_connect_timeout: float | None
+        _sock: socket.socket | None
+        _command_packer: Any
+
+        def check_health(self) -> None: ...
+
+    def connect_check_health(self, *args: object, **kwargs: object) -> None:
+        """Connect and log in, unless that is done."""
+        if self._sock:
+            return
+        self._begin()
+        self._place = super()._host_error()  # type: ignore[misc]
+        super().connect_check_health(*args, **kwargs)  # type: ignore[misc]
+        parser = self._parser
+        reader: Any = getattr(parser, "_reader", None)
+        # That is hiredis, if there is one.
+        self._unread = parser._buffer.unread_bytes if reader is None else reader.has_data
+        self._settle_in()
+
+    def send_command(self, *args: object, **kwargs: object) -> None:
+        """Pack a command and send it."""
+        packed = self._command_packer.pack(*args)
+        if not self._sock or self.health_check_interval:
+            self._get_ready(kwargs.get("check_health", True))
+        self._asked += 1
+        if args[0] not in _harmless:
+            self._heed(args)
+        self._send(packed, False)
+
+    def send_packed_command(self, command: str | bytes | Iterable[bytes], check_health: bool = True) -> None:
+        """Send what somebody has packed."""
+        self._get_ready(check_health)
+        self._send(self._count(command), False)
+
+    def read_response(self, disable_decoding: bool = False, **kwargs: object) -> object:
+        """Read a reply."""
+        response: object
+        try:
+            if not kwargs:
+                response = self._receive(disable_decoding)
+                self._answered += 1
+                return response
+            response = self._receive(disable_decoding, **kwargs)
+        except exceptions.ResponseError as error:
+            self._hear(error)
+            raise
+        # What somebody gets who waits for push messages may be one.
+        if not kwargs.get("push_request"):
+            self._answered += 1
+        return response
+
+    def disconnect(self, *args: object, **kwargs: object) -> None:
+        """Close the socket."""
+        self._end(self._sock)
+        super().disconnect(*args, **kwargs)  # type: ignore[misc]
+
+    def hand_on_pushes(self) -> None:
+        """Give the push messages that have been read to their handlers; raise if something else was read."""
+        parser = self._parser
+        reader: Any = getattr(parser, "_reader", None)
+        while self._unread():
+            if reader is not None:
+                message = reader.gets()
+                if not isinstance(message, parser._hiredis_PushNotificationType or ()):
+                    raise stray()
+                parser.handle_push_response(message)
+            else:
+                buffer = parser._buffer._buffer
+                if buffer.getvalue()[buffer.tell() :][:1] != b">":
+                    raise stray()
+                parser.read_response(push_request=True, timeout=0)
+
+    def _get_ready(self, check_health: object) -> None:
+        """Do first what redis-py does when it sends: a command is counted on the socket that it goes to."""
+        if not self._sock:
+            self.connect_check_health(check_health=False)
+        if check_health and self.health_check_interval:
+            self.check_health()
+
+    def _host_error(self) -> object:
+        # redis-py words it anew for each reply that it reads.
+        return self._place or super()._host_error()  # type: ignore[misc]
+
+    def _connect(self) -> object:
+        deadline = self._deadline
+        if deadline is None:
+            return super()._connect()  # type: ignore[misc]
+        own = self.socket_connect_timeout, self.socket_timeout
+        left = max(0.001, deadline - monotonic())
+        self.socket_connect_timeout, self.socket_timeout = (left if one is None else min(one, left) for one in own)
+        try:
+            # The new socket keeps this limit through the login.
+            return super()._connect()  # type: ignore[misc]
+        finally:
+            self.socket_connect_timeout, self.socket_timeout = own
+
+
+class AsyncTally(Tally):
+    """The record of a connection for tasks."""
+
+    if TYPE_CHECKING:
+        is_connected: bool
+        _reader: asyncio.StreamReader | None
+        _writer: Any
+        _sends_plainly: bool
+        """Whether `_send` is redis-py's."""
+        _loop: asyncio.AbstractEventLoop
+
+        def pack_command(self, *args: object) -> list[bytes]: ...
+        async def check_health(self) -> None: ...
+
+    async def connect_check_health(self, *args: object, **kwargs: object) -> None:
+        """Connect and log in, unless that is done."""
+        if self.is_connected:
+            return
+        self._begin()
+        self._loop = asyncio.get_running_loop()
+        await super().connect_check_health(*args, **kwargs)  # type: ignore[misc]
+        stream: Any = self._reader
+        incoming: bytearray = stream._buffer
+        reader: Any = getattr(self._parser, "_reader", None)
+        # That is hiredis. redis-py's own parser takes from the stream what belongs to a reply, and no more.
+        self._unread = (lambda: incoming) if reader is None else (lambda: incoming or reader.has_data())
+        self._settle_in()
+
+    async def send_command(self, *args: object, **kwargs: object) -> None:
+        """Pack a command and send it."""
+        packed = self.pack_command(*args)
+        if self._writer is None or self.health_check_interval:
+            await self._get_ready(kwargs.get("check_health", True))
+        self._asked += 1
+        if args[0] not in _harmless:
+            self._heed(args)
+        if self._sends_plainly:
+            # As redis-py does, but without the task that `wait_for` makes of it on Python 3.11.
+            writer: Any = self._writer
+            writer.writelines(packed)
+            if not writer.transport.get_write_buffer_size():
+                return
+            # It has to wait for room, for which redis-py has a time limit.
+            packed = []
+        await self._send(packed, False)
+
+    async def send_packed_command(self, command: str | bytes | Iterable[bytes], check_health: bool = True) -> None:
+        """Send what somebody has packed."""
+        await self._get_ready(check_health)
+        await self._send(self._count(command), False)
+
+    async def read_response(
+        self, disable_decoding: bool = False, timeout: float | None = None, **kwargs: object
+    ) -> object:
+        """Read a reply."""
+        try:
+            response: object = await self._receive(disable_decoding, timeout, **kwargs)
+        except exceptions.ResponseError as error:
+            self._hear(error)
+            raise
+        # What somebody gets who waits for push messages may be one, and None may say that the time is over.
+        if (timeout is None or response is not None) and not kwargs.get("push_request"):
+            self._answered += 1
+        return response
+
+    async def disconnect(self, *args: object, **kwargs: object) -> None:
+        """Close the socket."""
+        self._end(None if self._writer is None else self._writer.get_extra_info("socket"))
+        await super().disconnect(*args, **kwargs)  # type: ignore[misc]
+
+    async def hand_on_pushes(self) -> None:
+        """Give the push messages that have been read to their handlers; raise if something else was read."""
+        parser = self._parser
+        stream: Any = self._reader
+        reader: Any = getattr(parser, "_reader", None)
+        while self._unread():
+            if reader is not None:
+                if stream._buffer:
+                    await parser.read_from_socket()
+                message = reader.gets()
+                if not isinstance(message, parser._hiredis_PushNotificationType or ()):
+                    raise stray()
+                await parser.handle_push_response(message)
+            else:
+                if stream._buffer[:1] != b">":
+                    raise stray()
+                await parser.read_response(push_request=True)
+
+    async def _get_ready(self, check_health: object) -> None:
+        """Do first what redis-py does when it sends: a command is counted on the socket that it goes to."""
+        if not self.is_connected:
+            await self.connect_check_health(check_health=False)
+        if check_health and self.health_check_interval:
+            await self.check_health()
+
+    def _close(self) -> None:
+        self._session |= SPOILT
+        super()._close()  # type: ignore[misc]
+
+    def let_go(self) -> None:
+        """Free the socket, without a farewell, from any thread, also if the loop is closed already."""
+        self._session |= SPOILT
+        writer, self._writer, self._reader = self._writer, None, None
+        self._parser.on_disconnect()
+        if writer is None:
+            return
+        try:
+            # The writer has to live until then, or it would complain.
+            self._loop.call_soon_threadsafe(lambda: writer.transport.abort())
+        except RuntimeError:
+            # The loop is closed. The socket goes with its transport; the server need not wait for that.
+            with socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno())) as twin:
+                cut(twin)
+
+    def __del__(self, *_: object) -> None:
+        # Its borrower has dropped it. The pool tells of that.
+        if getattr(self, "_writer", None) is not None:
+            self.let_go()
+
+
+@cache
+def tallied(cls: type) -> type:
+    """Put the record in front of a class of connections."""
+    for base, tally in ((Connection, SyncTally), (AsyncConnection, AsyncTally)):
+        if issubclass(cls, base):
+            members: dict[str, Any] = {
+                "__module__": cls.__module__,
+                "__doc__": cls.__doc__,
+                # On the hot path `super()` would take a tenth of a microsecond.
+                "_send": cls.send_packed_command,
+                "_receive": cls.read_response,
+                "_sends_plainly": cls.send_packed_command is base.send_packed_command,
+            }
+            if cls.send_command is not base.send_command:
+                # It has its own way to send. What comes of it is counted when it is packed.
+                members["send_command"] = cls.send_command
+            return type(cls.__name__, (tally, cls), members)
+    raise TypeError(f"{cls.__qualname__} is not a connection of redis-py")
+
+
+def words_of(command: Command) -> tuple[bytes, bytes]:
+    """Return the name of a command and its first argument, which may be a subcommand, in capitals."""
+    words = *encoded(command[0]).upper().split(), *(encoded(word).upper() for word in command[1:2]), b"", b""
+    return words[0], words[1]
+
+
+def encoded(word: object) -> bytes:
+    """Return a word as it is sent."""
+    return bytes(word) if isinstance(word, (bytes, bytearray, memoryview)) else str(word).encode()
+
+
+def unpacked(pieces: Iterable[object]) -> Iterator[Command]:
+    """Return the commands in what somebody has packed: two words of each, and none of what cannot be read."""
+    data = b"".join(map(encoded, pieces))
+    at = 0
+    try:
+        while at < len(data):
+            words: list[bytes] = []
+            count, at = _number(data, at, b"*")
+            for _ in range(count):
+                length, at = _number(data, at, b"$")
+                if len(words) < 2:
+                    words.append(data[at : at + length])
+                at += length + 2
+            if at > len(data) or not words:
+                raise ValueError
+            yield words
+    except ValueError:
+        yield (b"",)
+
+
+def _number(data: bytes, at: int, kind: bytes) -> tuple[int, int]:
+    """Return the number in the line that begins there, and where the next one begins."""
+    end = data.index(b"\r\n", at)
+    if data[at : at + 1] != kind:
+        raise ValueError
+    return int(data[at + 1 : end]), end + 2
+
+
+def stray() -> Exception:
+    """Return the error of a connection that cannot be lent again."""
+    return exceptions.ConnectionError("an answer has come that nobody asked for")

@@ -1,0 +1,177 @@
+"""What millpond promises of every pool, kept by those for redis-py: fairness, forks, loops, push messages."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import socket
+import subprocess
+import sys
+import warnings
+from typing import Any
+
+import pytest
+import redis
+import redis.asyncio
+from benchmarks import fairness, redis_fairness
+
+import millpond
+import millpond.redis
+import millpond.redis.asyncio
+from millpond.testing import Valkey
+
+from ..promises.patience import measured
+from .conftest import Face
+from .test_proof import PARSERS, make
+
+GOAL = fairness.WAIT_GOAL
+
+
+def test_threads_wait_in_order() -> None:
+    measured(
+        lambda: redis_fairness.turns_of_threads(millpond.redis.BlockingConnectionPool, 1.0).longest,
+        lambda longest: longest <= GOAL,
+    )
+
+
+def test_tasks_wait_in_order() -> None:
+    measured(
+        lambda: redis_fairness.turns_of_tasks(millpond.redis.asyncio.BlockingConnectionPool, 1.0).longest,
+        lambda longest: longest <= GOAL,
+    )
+
+
+# Push messages.
+
+
+@pytest.mark.parametrize("options", [each for each in PARSERS if "resp3" in str(each.id)])
+def test_push_messages_are_no_dirt(face: Face, options: dict[str, Any]) -> None:
+    heard: list[Any] = []
+
+    def log_in(conn: Any) -> None:
+        conn.on_connect()
+        conn.send_command("CLIENT", "TRACKING", "ON", "BCAST")
+        conn.read_response()
+        conn._parser.set_invalidation_push_handler(heard.append)
+
+    async def log_in_async(conn: Any) -> None:
+        async def hear(message: Any) -> None:
+            heard.append(message)
+
+        await conn.on_connect()
+        await conn.send_command("CLIENT", "TRACKING", "ON", "BCAST")
+        await conn.read_response()
+        conn._parser.set_invalidation_push_handler(hear)
+
+    pool = make(face, options, redis_connect_func=log_in if face.world == "threads" else log_in_async)
+    client = face.client(pool)
+    number = face.run(client.client_id())
+    with redis.Redis(host=face.server.host, port=face.server.port) as other:
+        for turn in range(20):
+            other.set("pushed", turn)  # in the socket of an idle connection
+            assert face.run(client.get("pushed")) == b"%d" % turn
+            pipe = client.pipeline(transaction=False)
+            pipe.set("pushed", "mine").echo("x").set("pushed", "again").echo(turn)  # behind the last reply, maybe
+            assert face.run(pipe.execute())[-1] == b"%d" % turn
+    assert face.run(client.client_id()) == number
+    face.until(lambda: len(heard) > 20)
+    assert pool.stats().closes == {}
+
+
+def test_an_answer_that_nobody_asked_for_is_no_push_message(face: Face) -> None:
+    pool = face.pool(max_connections=1)
+    conn = face.borrow(pool)
+    number = face.number(conn)
+    # Two answers to what is taken for one command.
+    face.run(conn.send_packed_command([b"*1\r\n$4\r\nPING\r\n", b"*1\r\n$4\r\nPING\r\n"]))
+    conn._asked -= 1
+    if face.world == "threads":
+        face.until(lambda: len(conn._sock.recv(100, socket.MSG_PEEK)) == len("+PONG..+PONG.."))
+    face.read(conn)
+    face.until(lambda: conn._unread())
+    face.give_back(pool, conn)
+    del conn
+    conn = face.borrow(pool)
+    assert face.ask(conn, "ECHO", "mine") == b"mine"
+    assert face.number(conn) != number
+    face.give_back(pool, conn)
+
+
+# Forks.
+
+FORKING = """
+import json, os, sys, redis, millpond.redis
+pool = millpond.redis.BlockingConnectionPool(host=sys.argv[1], port=int(sys.argv[2]), max_connections=3, timeout=2)
+client = redis.Redis(connection_pool=pool)
+lone = redis.Redis(connection_pool=pool, single_connection_client=True)
+mine = [client.client_id(), lone.client_id()]
+reader, writer = os.pipe()
+child = os.fork()
+if not child:
+    ids = [client.client_id(), client.echo("child").decode()]
+    pool.release(lone.connection)
+    lone.connection = None
+    client.close()
+    pool.close()
+    os.write(writer, json.dumps(ids).encode())
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+theirs = json.loads(os.read(reader, 1000))
+print(json.dumps({"before": mine, "child": theirs, "after": [client.client_id(), lone.client_id()]}))
+lone.close()
+pool.close()
+"""
+
+
+def test_a_forked_child_has_connections_of_its_own(valkey: Valkey) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORKING, valkey.host, str(valkey.port)],
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
+    assert done.stderr == ""
+    said = json.loads(done.stdout)
+    assert said["after"] == said["before"]
+    assert said["child"][0] not in said["before"]
+    assert said["child"][1] == "child"
+
+
+# Loops.
+
+
+def test_a_pool_is_used_in_one_loop_after_the_other(valkey: Valkey) -> None:
+    pool = millpond.redis.asyncio.ConnectionPool(host=valkey.host, port=valkey.port)
+    client: Any = redis.asyncio.Redis(connection_pool=pool)
+    numbers: set[int] = set()
+
+    async def close() -> None:
+        await client.ping()
+        await pool.aclose()
+
+    with warnings.catch_warnings():
+        # Nobody has closed the connections of a loop that ended, and asyncio says so.
+        warnings.simplefilter("ignore", ResourceWarning)
+        for _ in range(3):
+            numbers.add(asyncio.run(client.client_id()))
+        asyncio.run(close())
+        gc.collect()
+    assert len(numbers) == 3
+
+
+def test_a_pool_of_a_loop_that_runs_is_not_for_another(valkey: Valkey) -> None:
+    pool = millpond.redis.asyncio.ConnectionPool(host=valkey.host, port=valkey.port)
+
+    async def main() -> None:
+        client: Any = redis.asyncio.Redis(connection_pool=pool)
+        assert await client.ping()
+
+        def elsewhere() -> None:
+            with pytest.raises(millpond.Misuse, match="belongs to the event loop that first used it"):
+                asyncio.run(client.ping())
+
+        await asyncio.to_thread(elsewhere)
+        await pool.aclose()
+
+    asyncio.run(main())

@@ -1,0 +1,175 @@
+"""Whatever a borrower leaves behind, the next one gets a connection that owes nothing and is as it began."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import pytest
+import redis
+
+from .conftest import Face
+
+PARSERS = [
+    pytest.param(options, id=name)
+    for name, options in {
+        "hiredis-resp3": {},
+        "hiredis-resp2": {"protocol": 2},
+        "python-resp3": {"protocol": 3, "python": True},
+        "python-resp2": {"protocol": 2, "python": True},
+    }.items()
+]
+
+
+def make(face: Face, options: dict[str, Any], **more: Any) -> Any:
+    options = {**options, **more}
+    if options.pop("python", False):
+        from redis._parsers import _AsyncRESP2Parser, _AsyncRESP3Parser, _RESP2Parser, _RESP3Parser
+
+        three = options["protocol"] == 3
+        parsers = {
+            "threads": _RESP3Parser if three else _RESP2Parser,
+            "tasks": _AsyncRESP3Parser if three else _AsyncRESP2Parser,
+        }
+        options["parser_class"] = parsers[face.world]
+    return face.pool(max_connections=1, **options)
+
+
+Act = Callable[[Face, Any], object]
+
+
+def two_and_one(face: Face, conn: Any) -> None:
+    face.send(conn, "PING")
+    face.send(conn, "PING")
+    face.read(conn)
+
+
+def packed(*commands: tuple[Any, ...]) -> Act:
+    return lambda face, conn: face.run(conn.send_packed_command(conn.pack_commands(commands)))
+
+
+def by_hand(data: bytes) -> Act:
+    return lambda face, conn: face.run(conn.send_packed_command([data]))
+
+
+def asked(*words: Any) -> Act:
+    return lambda face, conn: face.ask(conn, *words)
+
+
+def all_of(*acts: Act) -> Act:
+    return lambda face, conn: [act(face, conn) for act in acts]
+
+
+def read(count: int) -> Act:
+    return lambda face, conn: [face.read(conn) for _ in range(count)]
+
+
+def read_error(face: Face, conn: Any) -> None:
+    with pytest.raises(redis.ResponseError):
+        face.read(conn)
+
+
+def tried(*words: Any) -> Act:
+    """Ask for what may be refused."""
+
+    def act(face: Face, conn: Any) -> None:
+        with suppress(redis.ResponseError, redis.AuthenticationError):
+            face.ask(conn, *words)
+
+    return act
+
+
+LEFT_BEHIND = {
+    "a command that was not answered": lambda face, conn: face.send(conn, "PING"),
+    "two commands and one answer": two_and_one,
+    "a pipeline that was not read": packed(("PING",), ("PING",)),
+    "a pipeline half read": all_of(packed(("PING",), ("PING",), ("PING",)), read(2)),
+    "bytes packed by hand": all_of(by_hand(b"*1\r\n$4\r\nPING\r\n*1\r\n$4\r\nPING\r\n"), read(1)),
+    "bytes that are no RESP": all_of(by_hand(b"PING\r\n"), read(1)),
+    "a disconnect": lambda face, conn: face.run(conn.disconnect()),
+    "MULTI": asked("MULTI"),
+    "MULTI and a queued command": all_of(asked("MULTI"), asked("GET", "key")),
+    "a packed MULTI without EXEC": all_of(packed(("MULTI",), ("GET", "key")), read(2)),
+    "MULTI by hand": all_of(by_hand(b"*1\r\n$5\r\nmulti\r\n"), read(1)),
+    "WATCH": asked("WATCH", "key"),
+    "watch in bytes and small letters": asked(b"watch", b"key"),
+    "a WATCH after an UNWATCH": all_of(asked("WATCH", "key"), asked("UNWATCH"), asked("WATCH", "key")),
+    "UNWATCH in MULTI": all_of(asked("MULTI"), asked("UNWATCH")),
+    "a DISCARD that failed": all_of(asked("MULTI"), tried("DISCARD", "what")),
+    "SELECT": asked("SELECT", 1),
+    "SELECT in one word": asked("SELECT 1"),
+    "a name": asked("CLIENT", "SETNAME", "somebody"),
+    "a name in one word": asked("CLIENT SETNAME", "somebody"),
+    "a name in bytes and small letters": asked(b"client setname", b"somebody"),
+    "a packed name": all_of(packed(("client", b"setname", "somebody")), read(1)),
+    "CLIENT REPLY OFF": lambda face, conn: face.send(conn, "CLIENT", "REPLY", "OFF"),
+    "CLIENT REPLY SKIP": lambda face, conn: face.send(conn, "CLIENT", "REPLY", "SKIP"),
+    "CLIENT NO-EVICT": asked("CLIENT", "NO-EVICT", "ON"),
+    "CLIENT TRACKING": lambda face, conn: face.ask(conn, "CLIENT", "TRACKING", *tracking(conn)),
+    "SCRIPT DEBUG": tried("SCRIPT DEBUG", "what"),
+    "another login": asked("HELLO"),
+    "AUTH": tried("AUTH", "nobody", "secret"),
+    "READONLY": tried("READONLY"),
+    "RESET": asked("RESET"),
+    "QUIT": asked("QUIT"),
+    "MONITOR": asked("MONITOR"),
+    "SUBSCRIBE": lambda face, conn: face.send(conn, "SUBSCRIBE", "one", "two"),
+    "PSUBSCRIBE by hand": by_hand(b"*2\r\n$10\r\nPSUBSCRIBE\r\n$1\r\n*\r\n"),
+    "ASKING": tried("ASKING"),
+}
+
+
+def tracking(conn: Any) -> list[str]:
+    return ["ON", "BCAST"] if str(conn.get_protocol()) == "3" else ["OFF"]
+
+
+@pytest.mark.parametrize("options", PARSERS)
+@pytest.mark.parametrize("what", LEFT_BEHIND)
+def test_what_was_left_behind_reaches_nobody(face: Face, options: dict[str, Any], what: str) -> None:
+    pool = make(face, options)
+    conn = face.borrow(pool)
+    former = face.number(conn)
+    LEFT_BEHIND[what](face, conn)
+    face.give_back(pool, conn)
+    del conn
+    conn = face.borrow(pool)
+    assert face.ask(conn, "ECHO", "mine") == b"mine"
+    assert face.number(conn) != former
+    face.give_back(pool, conn)
+    assert pool.stats().size == 1
+
+
+NOTHING_LEFT = {
+    "a command": tried("PING"),
+    "an error": tried("GET", "too", "many"),
+    "a transaction": all_of(packed(("MULTI",), ("GET", "key"), ("EXEC",)), read(3)),
+    "a transaction that was aborted": all_of(asked("MULTI"), tried("NO-SUCH-COMMAND"), tried("EXEC")),
+    "a transaction that was discarded": all_of(asked("MULTI"), asked("DISCARD")),
+    "WATCH and UNWATCH": all_of(asked("WATCH", "key"), asked("UNWATCH")),
+    "WATCH and a transaction": all_of(asked("WATCH", "key"), asked("MULTI"), asked("EXEC")),
+    "WATCH, MULTI, UNWATCH, EXEC": all_of(asked("WATCH", "key"), asked("MULTI"), asked("UNWATCH"), asked("EXEC")),
+    "a pipeline": all_of(packed(("SET", "key", "x"), (b"get", "key"), ("GET", "a", "b")), read(2), read_error),
+    "a pipeline by hand": all_of(by_hand(b"*1\r\n$4\r\nPING\r\n*2\r\n$4\r\necho\r\n$2\r\n\r\n\r\n"), read(2)),
+    "commands in pieces": all_of(
+        lambda face, conn: face.run(conn.send_packed_command([b"*1\r\n$4\r\nP", b"ING\r\n"])), read(1)
+    ),
+    "a big value": all_of(asked("SET", "big", b"x" * 100_000), asked("GET", "big")),
+    "questions to CLIENT": all_of(asked("CLIENT", "ID"), asked("CLIENT GETNAME"), asked(b"client", b"info")),
+    "a script": all_of(asked("SCRIPT LOAD", "return 1"), asked("SCRIPT", "EXISTS", "x"), asked("EVAL", "return 1", 0)),
+    "ASKING and what it was for": all_of(tried("ASKING"), asked("GET", "key")),
+}
+
+
+@pytest.mark.parametrize("options", PARSERS)
+@pytest.mark.parametrize("what", NOTHING_LEFT)
+def test_a_connection_of_which_nothing_is_left_is_lent_again(face: Face, options: dict[str, Any], what: str) -> None:
+    pool = make(face, options)
+    conn = face.borrow(pool)
+    former = face.number(conn)
+    NOTHING_LEFT[what](face, conn)
+    face.give_back(pool, conn)
+    again = face.borrow(pool)
+    assert again is conn
+    assert face.number(again) == former
+    face.give_back(pool, again)
