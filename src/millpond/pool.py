@@ -33,7 +33,7 @@ C = TypeVar("C")
 
 LINGER: Final = 5.0
 """Seconds that a worker without work stays, and the keeper of a pool without connections."""
-FAREWELL: Final = 0.5
+FAREWELL: Final = 1.0
 """Seconds that the end of the program waits for workers that are still at work."""
 INSTANT: Final = 0.001
 """Seconds that the keeper rests at least."""

@@ -19,7 +19,7 @@ from millpond.testing import Postgres
 from .patience import until
 
 PROGRAM = Path(__file__).parent / "programs" / "standstill.py"
-TIMEOUT = 1.0
+TIMEOUT = 2.0
 WAYS = ["looping", "looping", "pausing", "pausing", "holding", "holding", "tasks", "tasks"]
 
 

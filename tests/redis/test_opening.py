@@ -58,7 +58,7 @@ def test_a_wrong_password_is_told_at_once_and_not_tried_again(
     face: Face, locked: Valkey, kind: str, proxy: Any
 ) -> None:
     wire = proxy(locked.host, locked.port)
-    pool = face.pool(kind, port=wire.port, password="wrong secret", max_connections=5)
+    pool = face.pool(kind, port=wire.port, password="wrong secret", max_connections=5, retry=face.retry(50))
     for _ in range(5):
         with pytest.raises(redis.AuthenticationError) as caught:
             face.borrow(pool)

@@ -99,12 +99,19 @@ def half_read(http: urllib3.HTTPConnectionPool, target: str) -> bytes:
     return target.encode()
 
 
+WAYS = (whole, streamed, in_chunks, half_read)
+
+
 def storm(http: urllib3.HTTPConnectionPool, rounds: int) -> None:
     """Make requests until so many have been struck."""
     struck = number = 0
+    # What is imported when it is first used, such as an encoding, is imported now: an import that is struck may leave
+    # its lock taken.
+    for ask in WAYS:
+        ask(http, "/first")
     with alarm() as arm:
         while struck < rounds:
-            ask = random.choice((whole, streamed, in_chunks, half_read))
+            ask = random.choice(WAYS)
             number += 1
             target = f"/{number}"
             try:
