@@ -84,6 +84,8 @@ def interrupt(make: Callable[..., urllib3.HTTPConnectionPool], rounds: int = ROU
         # A socket that http.client is interrupted while closing is closed by its finaliser.
         warnings.simplefilter("ignore", ResourceWarning)
         http = make("127.0.0.1", port, maxsize=SIZE, block=True, timeout=5)
+        # An import that is interrupted may leave its lock taken; so all is imported now.
+        http.request("GET", "/")
         former = signal.signal(signal.SIGALRM, strike)
         try:
             while interrupted < rounds and starved < 10:

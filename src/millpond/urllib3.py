@@ -521,17 +521,17 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
             raise error.__cause__ or error from None
 
     def _put_conn(self, conn: BaseHTTPConnection | None) -> None:
-        try:
-            # None is what `urlopen` gives for one that it has closed, and that has given its place back itself.
-            if isinstance(conn, _Connection) and (lender := conn.lender) is not None:
-                self._take_back(conn, lender)
-            elif conn is not None:
-                conn.close()
-        except BaseException:
-            # The exception keeps this frame, and `urlopen`'s.
-            if conn is not None:
-                conn.close()
-            raise
+        # None is what `urlopen` gives for one that it has closed, and that has given its place back itself.
+        if isinstance(conn, _Connection) and (loan := conn.loan) is not None:
+            try:
+                self._take_back(conn, cast("_Pool", loan._pool))
+            except BaseException:
+                # The exception keeps this frame, and `urlopen`'s. But the connection may be another's already.
+                if conn.loan is loan:
+                    conn.close()
+                raise
+        elif conn is not None:
+            conn.close()
 
     def _take_back(self, conn: _Connection, lender: _Pool) -> None:
         response = conn.response()

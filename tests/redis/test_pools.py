@@ -327,6 +327,7 @@ def test_a_connection_that_redis_py_has_connected_anew_is_kept_and_watched(face:
     pool = face.pool(max_connections=1)
     conn = face.borrow(pool)
     former = face.number(conn)
+    face.send(conn, "ECHO", "never read")
     face.run(conn.disconnect())
     number = face.number(conn)
     assert number != former
@@ -339,6 +340,46 @@ def test_a_connection_that_redis_py_has_connected_anew_is_kept_and_watched(face:
     with redis.Redis(host=face.server.host, port=face.server.port) as witness:
         witness.client_kill_filter(_id=str(number))
     face.until(lambda: pool.stats().closes.get("hung up") == 1)
+
+
+def test_a_connection_that_subscribes_whenever_it_is_connected_is_not_kept(face: Face) -> None:
+    class Sync:
+        def subscribe(self, conn: Any) -> None:
+            conn.send_command("SUBSCRIBE", "news")
+            conn.read_response(push_request=True)
+
+    class Async:
+        async def subscribe(self, conn: Any) -> None:
+            await conn.send_command("SUBSCRIBE", "news")
+            await conn.read_response(push_request=True)
+
+    pool = face.pool(max_connections=1)
+    conn = face.borrow(pool)
+    subscriber = Sync() if face.world == "threads" else Async()
+    conn.register_connect_callback(subscriber.subscribe)
+    face.run(conn.disconnect())
+    face.run(conn.connect())
+    conn._asked = conn._answered = 0  # as if somebody had read it otherwise
+    conn.deregister_connect_callback(subscriber.subscribe)
+    face.give_back(pool, conn)
+    del conn
+    face.until(lambda: pool.stats().closes == {"broken": 1})
+
+
+def test_a_borrower_who_hangs_up_arouses_no_suspicion(face: Face) -> None:
+    pool = face.pool(max_connections=3)
+    idle = [face.borrow(pool) for _ in range(3)]
+    for conn in idle:
+        face.give_back(pool, conn)
+    for _ in range(20):
+        conn = face.borrow(pool)
+        face.run(conn.disconnect())
+        face.give_back(pool, conn)
+        del conn
+    face.pause(0.01)
+    stats = pool.stats()
+    assert stats.closes == {"broken": 20}
+    assert stats.checks == 0
 
 
 def test_a_connection_that_its_borrower_drops_gives_its_place_back(face: Face) -> None:

@@ -586,7 +586,8 @@ class Core(Generic[C]):
         entry = claim.entry
         self._move(entry, State.CHECKING)
         entry.suspect = False
-        entry.since = now
+        # To be asked is not to be used.
+        entry.asked = now
         self._jobs.append(Job(Task.CHECK, entry, claim))
 
     def tended(self, job: Job[C], sound: bool, now: float) -> None:
@@ -649,6 +650,8 @@ class Core(Generic[C]):
             self._n_opening -= 1
         elif old in TENDING:
             self._n_tending -= 1
+            self._n_stalled -= entry.stalled
+            entry.stalled = False
         elif old is State.CLOSING:
             self._n_closing -= 1
         if state in TENDING:
@@ -672,9 +675,7 @@ class Core(Generic[C]):
         """
         settings = self.settings
         self._ask_again()
-        last = self._ticked
-        standstill = slept or now - last > BEAT + GRACE
-        self._ticked = now
+        standstill = slept or now - self._ticked > BEAT + GRACE
         stalled = 0
         spare = len(self.entries) - self._n_closing - settings.min_size
         for entry in self.entries:
@@ -685,7 +686,7 @@ class Core(Generic[C]):
             if state is IDLE:
                 if entry.since > entry.idle_since:
                     # It was lent and returned since the last tick; when is not known, so the longest time is assumed.
-                    entry.idle_since = max(last, entry.since)
+                    entry.idle_since = max(self._ticked, entry.since)
                 if entry.doom is not None:
                     self._sweep_due = True
                 elif now >= entry.expires:
@@ -704,9 +705,12 @@ class Core(Generic[C]):
                     self.condemn(entry, Reason.MAX_LIFETIME, now)
                 else:
                     self._renew(entry, now)
-            elif state in TENDING and now - entry.since >= STALLED:
-                stalled += 1
+            elif state in TENDING:
+                entry.stalled = now - (entry.asked if state is State.CHECKING else entry.since) >= STALLED
+                stalled += entry.stalled
         self._n_stalled = stalled
+        # Not before, since whoever is cut short has not done it.
+        self._ticked = now
         self.sweep(now)
 
     def _ask_again(self) -> None:
@@ -838,6 +842,7 @@ class Core(Generic[C]):
                 f"{(self._n_opening, self._n_tending, self._n_closing)} and are {counted}"
             )
         self._n_opening, self._n_tending, self._n_closing = counted
+        self._n_stalled = sum(entry.stalled for entry in self.entries)
         for entry in [entry for entry in self.entries if entry.state is State.CLOSED]:
             found.append(f"{entry!r} was still on the books")
             self.entries.discard(entry)

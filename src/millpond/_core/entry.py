@@ -82,6 +82,7 @@ class Entry(Generic[C]):
         "serial",
         "since",
         "site",
+        "stalled",
         "state",
         "suspect",
         "uses",
@@ -103,18 +104,20 @@ class Entry(Generic[C]):
         self.owner = 0
         """The thread or task that has it on loan, by its number; whose it was, when idle."""
         self.since = now
-        """When the open, loan, check or reset began that it is in; when the last one did, if idle."""
+        """When the open, loan or reset began that it is in; when the last one did, if idle or checked."""
         self.site: tuple[int, CodeType, int] | None = None
         """Where it was borrowed, with the number of the loan that this tells about."""
         self.expires = 0.0
         self.idle_since = now
         """Since when it has been idle at most, as far as is known: a return reads no clock."""
         self.asked = now
-        """When it last proved to be alive to a check."""
+        """When it last proved to be alive to a check; when the check began that it is in."""
         self.descriptor: Hashable | None = None
         """The shell's name for its file descriptor."""
         self.queued = False
         """Whether its close has been handed out as a job."""
+        self.stalled = False
+        """Whether the check or reset that it is in takes too long to be counted on."""
         self.leak_told = 0
 
     def __repr__(self) -> str:

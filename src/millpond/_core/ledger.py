@@ -86,6 +86,8 @@ class Share:
     def declare(self, size: int, closing: int, wanted: int, since: float) -> None:
         """Say how many connections the pool has, and how many more it could use; what it cannot use is returned."""
         lacked, demand = self.wants, size + wanted
+        # A place that is free again and is not returned: whoever counted on it has to be told.
+        kept = closing < self.closing and self._ledger.oldest < math.inf
         self.since = since
         self.closing = closing
         self.demand = demand
@@ -94,7 +96,7 @@ class Share:
         surplus = max(owed, self.quota - demand)
         if surplus > 0:
             self.returned += surplus
-        if surplus > 0 or self.wants != lacked:
+        if surplus > 0 or kept or self.wants != lacked:
             self.stirred = True
 
     def forsake(self) -> None:

@@ -58,7 +58,7 @@ class Tally:
     """The record of one connection: what threads and tasks have in common."""
 
     loan: Any = None
-    """The loan, if the connection owns it (see `Shell._entrust`)."""
+    """The loan, if the connection owns it (see `Pool._lend`)."""
 
     _asked = 0
     """How many commands have been sent over this socket, or are about to be."""
@@ -154,9 +154,8 @@ class Tally:
 
     def is_settled(self) -> bool:
         """Tell whether every command has been answered and the session is as it began."""
-        if self._asking_at < self._asked:
-            self._session &= ~ASKING
-        return self._asked == self._answered and not self._session & ~NEW
+        used_up = ASKING if self._asking_at < self._asked else 0
+        return self._asked == self._answered and not self._session & ~(NEW | used_up)
 
     def is_known(self) -> bool:
         """Tell whether the pool knows the socket."""
@@ -316,12 +315,11 @@ class AsyncTally(Tally):
         if args[0] not in _harmless:
             self._heed(args)
         if self._sends_plainly:
-            # As redis-py does, but without the task that `wait_for` makes of it on Python 3.11.
+            # As redis-py does, but without the task that its time limit is on Python 3.11, if nothing has to wait.
             writer: Any = self._writer
             writer.writelines(packed)
             if not writer.transport.get_write_buffer_size():
                 return
-            # It has to wait for room, for which redis-py has a time limit.
             packed = []
         await self._send(packed, False)
 
@@ -402,6 +400,8 @@ class AsyncTally(Tally):
 @cache
 def tallied(cls: type) -> type:
     """Put the record in front of a class of connections."""
+    if issubclass(cls, Tally):
+        return cls
     for base, tally in ((Connection, SyncTally), (AsyncConnection, AsyncTally)):
         if issubclass(cls, base):
             members: dict[str, Any] = {
@@ -420,9 +420,12 @@ def tallied(cls: type) -> type:
 
 
 def words_of(command: Command) -> tuple[bytes, bytes]:
-    """Return the name of a command and its first argument, which may be a subcommand, in capitals."""
-    words = *encoded(command[0]).upper().split(), *(encoded(word).upper() for word in command[1:2]), b"", b""
-    return words[0], words[1]
+    """Return the name of a command and what follows it, which may be a subcommand, in capitals."""
+    words = encoded(command[0]).upper().split()
+    if len(words) == 1:
+        words += [encoded(word).upper() for word in command[1:2]]
+    name, subcommand, *_ = *words, b"", b""
+    return name, subcommand
 
 
 def encoded(word: object) -> bytes:

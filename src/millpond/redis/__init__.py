@@ -136,7 +136,8 @@ class _Pooled(redis.ConnectionPool):
             except REFUSALS as refusal:
                 raise translated(refusal) from refusal
 
-        return self.make_connection().retry.call_with_retry(attempt, lambda error: None, passing)
+        retry = self.make_connection().retry
+        return retry.call_with_retry(attempt, lambda error: None, passing(self._connector))
 
     def release(self, connection: ConnectionInterface) -> None:
         """Take a connection back; nothing happens if it is not on loan. It never waits."""

@@ -21,6 +21,7 @@ from redis.observability.attributes import (
 from millpond._core.entry import Reason, State
 from millpond._core.settings import Options
 from millpond._shell import Shell
+from millpond.connector import Inspector
 from millpond.connectors.redis import decline_maintenance
 from millpond.errors import ConnectFailed, PoolClosed, PoolError, PoolFull, PoolTimeout
 
@@ -61,9 +62,9 @@ def translated(refusal: PoolError) -> Exception:
         return redis.ConnectionError(str(cause))
 
 
-def passing(error: Exception) -> bool:
-    """Tell whether redis-py would try again after this error: it could not connect."""
-    return isinstance(error.__cause__, ConnectFailed)
+def passing(connector: Inspector[C]) -> Callable[[Exception], bool]:
+    """Return what tells whether to try again after an error: if it could not connect, and was not refused."""
+    return lambda error: isinstance(error.__cause__, ConnectFailed) and not connector.refused(error)
 
 
 def ours(options: dict[str, Any], fixed: Options) -> Options:

@@ -122,7 +122,8 @@ class _Pooled(redis.asyncio.ConnectionPool):
             except REFUSALS as refusal:
                 raise translated(refusal) from refusal
 
-        return await self.make_connection().retry.call_with_retry(attempt, lambda error: asyncio.sleep(0), passing)
+        retry = self.make_connection().retry
+        return await retry.call_with_retry(attempt, lambda error: asyncio.sleep(0), passing(self._connector))
 
     async def release(self, connection: AbstractConnection) -> None:
         """Take a connection back; nothing happens if it is not on loan. It never waits, and cannot be cancelled."""
