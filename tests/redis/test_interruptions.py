@@ -69,8 +69,14 @@ def struck_login(client: redis.Redis) -> None:
 
 @pytest.mark.parametrize(
     ("work", "protocol"),
-    [(struck_command, 2), (struck_command, 3), (struck_transaction, 3), (struck_pipeline, 2), (struck_watch, 3)]
-    + [(struck_login, 3)],
+    [
+        (struck_command, 2),
+        (struck_command, 3),
+        (struck_transaction, 3),
+        (struck_pipeline, 2),
+        (struck_watch, 3),
+        (struck_login, 3),
+    ],
 )
 def test_an_exception_at_any_place_of_redis_pys_code_or_millponds(
     valkey: Valkey, work: Callable[[redis.Redis], None], protocol: int, monkeypatch: pytest.MonkeyPatch
