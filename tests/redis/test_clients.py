@@ -227,7 +227,7 @@ def test_a_client_retries_what_it_was_told_to(face: Face, proxy: Any) -> None:
     began = time.monotonic()
     with pytest.raises(redis.ConnectionError, match="Error 111 connecting"):
         face.run(client.ping())
-    assert 0.1 < time.monotonic() - began < 1
+    assert 0.1 < time.monotonic() - began < 5
     wire.heal()
     assert face.run(client.ping())
     client.set_retry(face.retry(7))
