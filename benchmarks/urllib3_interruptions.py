@@ -122,7 +122,7 @@ def _usable(http: urllib3.HTTPConnectionPool) -> int:
     held = []
     try:
         for number in range(SIZE):
-            held.append(http.request("GET", f"/{number}", pool_timeout=PATIENCE, preload_content=False))  # noqa: PERF401
+            held.append(http.request("GET", f"/{number}", pool_timeout=1.0, preload_content=False))  # noqa: PERF401
     except urllib3.exceptions.EmptyPoolError:
         pass
     return sum(response.read() == b"/%d" % number for number, response in enumerate(held))

@@ -81,7 +81,7 @@ class Keyed(Generic[K, P]):
             pool = self._alive.get(key)
             if pool is None:
                 made = self._make(key, {**self._options, "name": f"{self.name}[{key}]"})
-                made._keyed = True
+                made._droppable = True
                 # A signal handler may have asked for the same key meanwhile.
                 pool = self._alive.setdefault(key, made)
             self._used[key] = pool

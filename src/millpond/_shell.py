@@ -61,8 +61,8 @@ class Bell(Protocol):
 class Shell(ABC, Generic[C]):
     """A pool without its ways of waiting and working."""
 
-    _keyed = False
-    """Whether a keyed pool has made it, and sees to its end."""
+    _droppable = False
+    """Whether it may be dropped unclosed and nobody is warned: a keyed pool or a client has made it for its own use."""
 
     def __init__(self, inspector: Inspector[C], settings: Settings) -> None:
         self._inspector = inspector
@@ -296,16 +296,11 @@ class Shell(ABC, Generic[C]):
         )
 
     def _scuttle(self) -> None:
-        """Free the connections of a pool that nobody can use any more."""
-        core = self._core
-        for claim in list(core.idle):
-            claim.dissolve()
+        """Free the connections of a pool that nobody can use any more, or that was closed and then dropped at once."""
+        for entry in self._core.forsake():
             with suppress(Exception):
-                self._unwatch(claim.entry)
-                self._inspector.abandon(claim.entry.conn)
-        core.idle.clear()
-        if core.share is not None:
-            core.share.forsake()
+                self._unwatch(entry)
+                self._inspector.abandon(entry.conn)
 
     # Returning.
 

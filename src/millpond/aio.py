@@ -571,8 +571,8 @@ class AsyncPool(Shell[C]):
         return self._backend.describe(owner)[1] if self._backend is not None else None
 
     def __del__(self) -> None:
-        if self.__dict__.get("_made") and not self._core.closing:
-            if not self._keyed:
+        if self.__dict__.get("_made"):
+            if not (self._droppable or self._core.closing):
                 self._warn_unclosed()
             self._scuttle()
 

@@ -668,8 +668,8 @@ class Pool(Shell[C]):
         return thread_position(owner)
 
     def __del__(self) -> None:
-        if self.__dict__.get("_made") and not self._core.closing:
-            if not self._keyed:
+        if self.__dict__.get("_made"):
+            if not (self._droppable or self._core.closing):
                 self._warn_unclosed()
             self._scuttle()
             self._openers.dismiss()

@@ -28,7 +28,7 @@ from random import random
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict, cast
 
-from millpond._core.entry import Entry, Reason
+from millpond._core.entry import Entry, Reason, State
 from millpond._core.lease import Lease
 from millpond.budget import Budget
 from millpond.connector import Condition
@@ -361,6 +361,8 @@ class _Connector:
 class _Pool(Pool[_Connection]):
     """A pool whose connections are made by who wants them, and that may be dropped without being closed."""
 
+    _droppable = True
+
     def _begin(self) -> None:
         self._making = threading.local()
         super()._begin()
@@ -402,9 +404,10 @@ class _Pool(Pool[_Connection]):
         """How many are idle, or will be in a moment."""
         return len(self._core.idle) + self._core._n_tending
 
-    def __del__(self) -> None:
-        if self.__dict__.get("_made"):
-            for entry in list(self._core.entries):
+    def _scuttle(self) -> None:
+        super()._scuttle()
+        for entry in list(self._core.entries):
+            if entry.state is State.LENT:
                 self._unwatch(entry)
                 with suppress(Exception):
                     self._connector.abandon(entry.conn)

@@ -7,7 +7,7 @@ import math
 from millpond._core.ledger import Ledger
 from millpond._core.ledger import _last_used as ledger_last_used
 
-from .conftest import Bench, Refusal
+from .conftest import Bench, Fitness, Refusal
 
 
 class Sharing(Bench):
@@ -152,3 +152,33 @@ def test_a_pool_in_want_asks_again_with_every_tick() -> None:
     assert caller.refusal is Refusal.TIMEOUT
     poor.settle()
     assert (poor.share.wants, poor.share.since) == (0, math.inf)
+
+
+def test_a_pool_that_was_dropped_tells_which_connections_nobody_is_at() -> None:
+    ledger = Ledger(4)
+    dropped, other = Sharing(ledger, max_size=4, check_after=1.0), Sharing(ledger)
+    callers = [dropped.enrol(f"caller {number}") for number in range(4)]
+    claims = []
+    for caller in callers:
+        dropped.settle()
+        dropped.open()
+        claims.append(caller.claim)
+        caller.claim = None
+    lent, closing, checked, idle = claims
+    assert lent and closing and checked and idle
+    dropped.give(closing, Fitness.CUT)
+    dropped.give(checked)
+    dropped.tick(2.0)
+    dropped.core.expire(dropped.enrol("caller"), dropped.now)
+    dropped.give(idle)
+    assert dropped.core.chores == 2
+    assert set(dropped.core.forsake()) == {claim.entry for claim in claims} - {lent.entry}
+    assert dropped.core.chores == 0
+    assert not dropped.core.idle
+    other.enrol("caller")
+    other.settle()
+    assert other.core.opens_wanted(other.now) == 1
+    del claims[:], lent, closing, checked, idle
+    assert len(dropped.lost) == 1, "the one on loan; the others are given up in good order"
+    alone = Bench()
+    assert set(alone.stock(2)) == set(alone.core.forsake())

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import random
+import sys
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ import millpond.redis
 import millpond.redis.asyncio
 from millpond.testing import Valkey
 
+from ..promises import places
 from ..promises.test_cancellation_at_any_await import WAYS, Cut
 
 SIZE = 2
@@ -28,6 +31,90 @@ def test_commands_interrupted_by_signals(kind: Any, protocol: int) -> None:
     outcome = redis_interruptions.interrupt(kind, 300, protocol=protocol)
     assert outcome.wrong == 0
     assert outcome.usable == redis_interruptions.SIZE
+
+
+def struck_command(client: redis.Redis) -> None:
+    assert client.echo("struck") == b"struck"
+
+
+def struck_transaction(client: redis.Redis) -> None:
+    with client.pipeline() as pipe:
+        queue_up(pipe)
+        assert pipe.execute() == [True, b"1", 2]
+
+
+def struck_pipeline(client: redis.Redis) -> None:
+    with client.pipeline(transaction=False) as pipe:
+        queue_up(pipe)
+        assert pipe.execute() == [True, b"1", 2]
+
+
+def struck_watch(client: redis.Redis) -> None:
+    with client.pipeline() as pipe:
+        pipe.watch("watched")
+        pipe.multi()
+        pipe.set("watched", "1")
+        pipe.execute()
+
+
+def struck_login(client: redis.Redis) -> None:
+    conn = client.connection_pool.get_connection()
+    try:
+        conn.disconnect()
+        conn.send_command("ECHO", "struck")
+        assert conn.read_response() == b"struck"
+    finally:
+        client.connection_pool.release(conn)
+
+
+@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")  # redis-py, struck, may drop a socket
+@pytest.mark.parametrize(
+    ("work", "protocol"),
+    [
+        (struck_command, 2),
+        (struck_command, 3),
+        (struck_transaction, 3),
+        (struck_pipeline, 2),
+        (struck_watch, 3),
+        (struck_login, 3),
+    ],
+)
+def test_an_exception_at_any_place_of_redis_pys_code_or_millponds(
+    valkey: Valkey, work: Callable[[redis.Redis], None], protocol: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = (places.PACKAGE, str(Path(redis.__file__).parent))
+    monkeypatch.setattr(places, "_is_ours", lambda code: code.co_filename.startswith(ours))
+    if sys.version_info >= (3, 12):
+        sys.monitoring.restart_events()  # what was none of ours is now
+    pool = millpond.redis.BlockingConnectionPool(
+        host=valkey.host, port=valkey.port, max_connections=SIZE, timeout=5, protocol=protocol
+    )
+    client = redis.Redis(connection_pool=pool)
+
+    def strike() -> None:
+        raise places.Stop
+
+    def verify() -> None:
+        for turn in range(2):
+            conns = [pool.get_connection() for _ in range(SIZE)]
+            for number, conn in enumerate(conns):
+                conn.send_command("ECHO", f"{turn} {number}")
+                assert conn.read_response() == f"{turn} {number}".encode()
+            for conn in conns:
+                pool.release(conn)
+
+    verify()
+    number = 0
+    reached = True
+    while reached:
+        number += 1
+        place = places.Places(number, strike)
+        with places.finalisers_cut(places.Stop), suppress(places.Stop), place:
+            work(client)
+        verify()
+        reached = place.reached
+    assert number > 50
+    pool.close()
 
 
 Work = Callable[[redis.asyncio.Redis], Awaitable[object]]

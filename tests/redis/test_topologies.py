@@ -181,3 +181,5 @@ def test_a_cluster(cluster: list[Valkey], kind: Any) -> None:
         assert pool.stats().lent == 0
     client.flushall(target_nodes=RedisCluster.PRIMARIES)
     client.close()
+    for pool in pools:
+        pool.close()

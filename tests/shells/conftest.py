@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Literal
 
 import anyio
@@ -119,24 +117,6 @@ async def make(way: Way, anyio_backend: str) -> AsyncIterator[Callable[..., Shel
     for shell in shells:
         assert shell.audit() == []
         await shell.call("close", 1.0)
-
-
-@pytest.fixture(autouse=True)
-def no_thread_is_left() -> Iterator[None]:
-    before = set(threading.enumerate())
-    yield
-    deadline = time.monotonic() + 2.0
-    while True:
-        left = [
-            thread
-            for thread in set(threading.enumerate()) - before
-            if thread.name.startswith("millpond-") and thread.name != "millpond-watcher"
-        ]
-        if not left or time.monotonic() > deadline:
-            break
-        with contextlib.suppress(RuntimeError):  # one that has not begun yet
-            left[0].join(0.05)
-    assert not left
 
 
 __all__ = ["Shell", "asyncio", "in_thread"]

@@ -179,6 +179,28 @@ def test_an_exception_that_is_kept_keeps_no_slot(make: Make) -> None:
         assert whole(http, "/free") == b"/free"
 
 
+def test_an_exception_after_the_return_does_not_close_what_another_has_by_then(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    http = make(maxsize=1, block=True)
+    pool = http.pool
+    assert pool is not None
+    take_back = pool._take_back
+    others: list[urllib3.BaseHTTPResponse] = []
+
+    def strike(conn: Any) -> None:
+        take_back(conn)
+        if not others:
+            others.append(http.request("GET", "/other", preload_content=False))
+            raise Struck
+
+    monkeypatch.setattr(pool, "_take_back", strike)
+    with pytest.raises(Struck):
+        whole(http, "/mine")
+    assert others[0].read() == b"/other"
+    assert settled(http).closes == {}
+
+
 def test_interrupted_downloads_in_other_threads_are_not_disturbed(make: Make, server: Server) -> None:
     http = make(answer, maxsize=SIZE, block=True)
     over = threading.Event()

@@ -174,6 +174,10 @@ def test_tls_within_tls_goes_through_a_tunnel(
         for _ in range(3):
             assert http.request("GET", f"{secure.url}/deeper").data == b"/deeper"
         assert proxy.accepted == 1
+        secure.answer = lambda request, wire: wire.send(plain(b"right") * 2)
+        for _ in range(3):
+            assert http.request("GET", secure.url).data == b"right"
+        assert proxy.accepted == 3
 
 
 def test_a_proxy_that_refuses_is_reported_as_urllib3_does(proxy: Server, trusting: ssl.SSLContext) -> None:

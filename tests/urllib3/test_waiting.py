@@ -139,3 +139,16 @@ def test_100_workers_on_10_connections_have_fair_turns(make: Make) -> None:
     http = make(maxsize=CONNECTIONS, block=True)
     shortest = min(longest_wait(http, 1.0) for _ in range(2))
     assert shortest <= 1.3
+
+
+def test_a_pool_that_is_closed_and_dropped_at_once_leaves_no_connection_and_no_thread(server: Server) -> None:
+    before = set(threading.enumerate())
+    for _ in range(20):
+        http = HTTPConnectionPool(server.host, server.port, maxsize=2)
+        held = [http.request("GET", "/", preload_content=False) for _ in range(2)]
+        for response in held:
+            response.read()
+        http.close()
+        del http, held, response
+    until(lambda: not server.connected)
+    until(lambda: not any("tender" in thread.name for thread in set(threading.enumerate()) - before), 3.0)

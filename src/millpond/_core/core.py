@@ -572,6 +572,21 @@ class Core(Generic[C]):
         job.entry.queued = True
         return job
 
+    def forsake(self) -> list[Entry[C]]:
+        """Return the connections that nobody has on loan or is at: the pool was dropped, and nobody else has it."""
+        ownerless = [claim.entry for claim in self.idle]
+        for claim in self.idle:
+            claim.dissolve()
+        for job in self._jobs:
+            ownerless.append(job.entry)
+            if job.claim is not None:
+                job.claim.dissolve()
+        self.idle.clear()
+        self._jobs.clear()
+        if self.share is not None:
+            self.share.forsake()
+        return ownerless
+
     @property
     def opening(self) -> int:
         """How many opens are under way."""

@@ -64,8 +64,7 @@ def _close_up(lender: Pool[Connection]) -> None:
 class _Lender(Pool[Connection]):
     """A pool that nobody has to close, for nobody has to close one of redis-py's."""
 
-    def _warn_unclosed(self) -> None:
-        pass
+    _droppable = True
 
 
 class _Pooled(redis.ConnectionPool):
