@@ -96,6 +96,16 @@ def test_a_connection_may_be_of_any_class(face: Face) -> None:
     assert face.run(face.client(other).client_getname()) == "made"
 
 
+def test_what_is_no_connection_of_redis_pys_is_refused_by_name(face: Face) -> None:
+    class Telephone:
+        def __init__(self, **options: object) -> None: ...
+
+    pool = face.pool(connection_class=Telephone)
+    for _ in range(2):
+        with pytest.raises(TypeError, match="Telephone is not a connection of redis-py"):
+            face.borrow(pool)
+
+
 def test_a_class_with_its_own_way_to_send_is_heeded(face: Face) -> None:
     sent: list[Any] = []
 

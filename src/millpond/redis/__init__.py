@@ -124,6 +124,9 @@ class _Pooled(redis.ConnectionPool):
 
     def _persist(self, failure: ConnectFailed) -> Connection:
         """Try again as often as redis-py would."""
+        if isinstance(failure.__cause__, TypeError):
+            # A mistake of the program's own: what is made is no connection, or knows none of the options.
+            raise translated(failure) from failure
         failures = [failure]
 
         def attempt() -> Connection:

@@ -111,6 +111,9 @@ class _Pooled(redis.asyncio.ConnectionPool):
 
     async def _persist(self, failure: ConnectFailed) -> AbstractConnection:
         """Try again as often as redis-py would."""
+        if isinstance(failure.__cause__, TypeError):
+            # A mistake of the program's own: what is made is no connection, or knows none of the options.
+            raise translated(failure) from failure
         failures = [failure]
 
         async def attempt() -> AbstractConnection:
