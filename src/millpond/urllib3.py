@@ -313,6 +313,11 @@ class _Connector:
         conn = pool._new_conn()
         if not isinstance(conn, _Connection):
             raise TypeError(f"{type(conn).__qualname__} cannot own a loan: set ConnectionCls in a subclass of the pool")
+        if hasattr(conn, "_h2_conn"):
+            raise TypeError(
+                "urllib3's HTTP/2, an experiment, does not say when a connection may be used again: call "
+                "urllib3.http2.extract_from_urllib3(), or have millpond.httpx speak HTTP/2"
+            )
         return conn
 
     def inspect(self, conn: _Connection, error: BaseException | None) -> Condition:

@@ -197,6 +197,19 @@ def test_a_proxy_that_refuses_is_reported_as_urllib3_does(
     gc.collect()
 
 
+def test_urllib3s_experiment_with_http2_is_refused_by_name(secure: Server, trusting: ssl.SSLContext) -> None:
+    http2 = pytest.importorskip("urllib3.http2", reason="this urllib3 has none")
+    pytest.importorskip("h2")
+    http2.inject_into_urllib3()
+    try:
+        with PoolManager(ssl_context=trusting) as http, pytest.raises(TypeError, match="extract_from_urllib3"):
+            http.request("GET", secure.url)
+    finally:
+        http2.extract_from_urllib3()
+    with PoolManager(ssl_context=trusting) as http:
+        assert http.request("GET", f"{secure.url}/as ever").status == 200
+
+
 def test_a_forked_child_uses_connections_of_its_own(server: Server) -> None:
     gate = threading.Event()
 
