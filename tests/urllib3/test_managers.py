@@ -189,11 +189,14 @@ def test_a_proxy_that_refuses_is_reported_as_urllib3_does(
     caplog.set_level(logging.ERROR, "urllib3.connectionpool")  # a record would keep the reply alive
     proxy.answer = lambda request, wire: wire.send(plain(b"no", "407 Proxy Authentication Required"))
     with ProxyManager(proxy.url, maxsize=1, block=True, ssl_context=trusting, pool_timeout=5) as http:
-        for _ in range(3):
+
+        def ask() -> None:
             with pytest.raises(MaxRetryError, match="Tunnel connection failed: 407") as refused:
                 http.request("GET", "https://127.0.0.1:9/", retries=1)
             assert isinstance(refused.value.reason, ProxyError)
-    del refused
+
+        for _ in range(3):
+            ask()
     gc.collect()
 
 
