@@ -4,16 +4,18 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+MINUTES ?= 10
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-DRIVERS := aiosqlite,asyncpg,psycopg,redis,requests,testing,trio,urllib3
+DRIVERS := aiosqlite,asyncpg,httpx,httpx2,opentelemetry,prometheus,psycopg,redis,requests,testing,top,trio,urllib3,web
+PROGRAMS := pgbouncer=pgbouncer chromium=chromium chromedriver=chromium-driver
 CODE := $(wildcard src tests benchmarks demo docs examples proof)
 
-.PHONY: demo test covered lint types measure clean
+.PHONY: demo test covered lint types measure bench proof atlas soak clean
 
 demo: $(VENV)/.demo
-	$(BIN)/python -B -m demo
+	$(BIN)/python -B -m demo $(if $(WATCH),--watch)
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest $(ARGS)
@@ -37,6 +39,23 @@ types: $(VENV)/.checks
 measure: $(VENV)/.test
 	$(BIN)/python -m benchmarks $(ARGS)
 
+# millpond and its peers do the same work, and docs/benchmarks is written: make bench ARGS='one-thread --quick'
+bench: $(VENV)/.bench
+	$(BIN)/python -m benchmarks.rows $(ARGS)
+
+# Tries everything within stated bounds, and prints the way to whatever breaks a law: make proof ARGS='core line hot'
+proof: $(VENV)/.test
+	$(BIN)/python -m proof $(ARGS)
+
+# The part of it that strikes servers and networks, with all peers; docs/atlas.md is written
+atlas: $(VENV)/.bench
+	$(BIN)/python -m proof atlas --page docs/atlas.md $(ARGS)
+
+# Threads and tasks borrow for so long, with a fault every second, and nothing may be lost; ARGS=--servers has them use
+# real servers: make soak MINUTES=10
+soak: $(VENV)/.test
+	$(BIN)/python -m proof soak --minutes $(MINUTES) $(ARGS)
+
 clean:
 	rm -rf .venv* build dist .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache demo.png
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -48,13 +67,18 @@ $(VENV)/.pip:
 	@touch $@
 
 $(VENV)/.demo: pyproject.toml | $(VENV)/.pip
-	$(PIP) install --editable '.[demo]'
+	$(PIP) install --editable '.[demo,web]'
 	@touch $@
 
 $(VENV)/.test: pyproject.toml | $(VENV)/.pip
-	$(PIP) install --editable '.[$(DRIVERS)]' --group test
+	tests/debian $(PROGRAMS)
+	$(PIP) install --editable '.[$(DRIVERS)]' --group test --group browser
 	@touch $@
 
-$(VENV)/.checks: pyproject.toml $(VENV)/.test $(VENV)/.demo
+$(VENV)/.bench: pyproject.toml $(VENV)/.test
+	$(PIP) install --group bench
+	@touch $@
+
+$(VENV)/.checks: pyproject.toml $(VENV)/.test $(VENV)/.demo $(VENV)/.bench
 	$(PIP) install --group lint --group types
 	@touch $@

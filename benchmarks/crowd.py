@@ -18,7 +18,7 @@ import asyncio
 import gc
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import NamedTuple, Protocol
 
@@ -26,20 +26,21 @@ from benchmarks.figure import Figure
 from millpond import AsyncPool
 from millpond.testing import AsyncFakeConnector, FakeConnection
 
-__all__ = ["Costs", "costs", "measure"]
+__all__ = ["Costs", "Counter", "costs", "figures", "measure"]
 
 LOANS = 20_000
 ROUNDS = 15
 MOVING = 5
 """How many connections are on their way from one caller to another, at any time."""
 GOAL = 1.2
+SIZES = ((10, 10), (10_000, 100_000))
 
 
 class _Lends(Protocol):
     def connection(self) -> AbstractAsyncContextManager[object]: ...
 
 
-class _Counter:
+class Counter:
     """Lets so many in at a time, and the others in the order of their coming; cancellation is not provided for."""
 
     def __init__(self, free: int) -> None:
@@ -47,13 +48,14 @@ class _Counter:
         self.line: deque[asyncio.Future[None]] = deque()
 
     def connection(self) -> AbstractAsyncContextManager[object]:
+        """Let somebody in for the time of an `async with` block."""
         return _Turn(self)
 
 
 class _Turn:
     __slots__ = ("_counter",)
 
-    def __init__(self, counter: _Counter) -> None:
+    def __init__(self, counter: Counter) -> None:
         self._counter = counter
 
     async def __aenter__(self) -> None:
@@ -152,15 +154,14 @@ class Costs(NamedTuple):
         return self.ratio / self.bare_ratio
 
 
-async def costs(rounds: int = ROUNDS) -> Costs:
-    """Measure all four."""
-    sizes = ((10, 10), (10_000, 100_000))
+async def costs(rounds: int = ROUNDS, sizes: Sequence[tuple[int, int]] = SIZES) -> Costs:
+    """Measure all four; `sizes` are the connections and those who wait of a small crowd and of a large one."""
     pools = [
         AsyncPool[FakeConnection](AsyncFakeConnector(), max_size=size, max_opening=size, timeout=3600)
         for size, _ in sizes
     ]
     crowds = [_Crowd(pool, *size) for pool, size in zip(pools, sizes, strict=True)]
-    crowds += [_Crowd(_Counter(size[0]), *size) for size in sizes]
+    crowds += [_Crowd(Counter(size[0]), *size) for size in sizes]
     gc.disable()
     try:
         for crowd in crowds:
@@ -177,12 +178,20 @@ async def costs(rounds: int = ROUNDS) -> Costs:
     return Costs(*(crowd.best for crowd in crowds))
 
 
-def measure() -> Iterator[Figure]:
+def figures(found: Costs, sizes: Sequence[tuple[int, int]] = SIZES) -> Iterator[Figure]:
     """Yield the ratio, and what of it is the pool's doing."""
-    found = asyncio.run(costs())
+    (few_size, few_waiting), (many_size, many_waiting) = sizes
     many, few = found.many * 1e6, found.few * 1e6
-    case = f"10,000 connections and 100,000 waiting ({many:.1f} us) / 10 and 10 ({few:.1f} us)"
+    case = (
+        f"{many_size:,} connections and {many_waiting:,} waiting ({many:.1f} us) "
+        f"/ {few_size} and {few_waiting} ({few:.1f} us)"
+    )
     yield Figure("borrow and return in a crowd", case, found.ratio, " x", GOAL)
     many, few = found.bare_many * 1e6, found.bare_few * 1e6
     case = f"divided by the same for bare futures ({many:.1f} us / {few:.1f} us = {found.bare_ratio:.2f})"
     yield Figure("borrow and return in a crowd", case, found.excess, " x", GOAL)
+
+
+def measure() -> Iterator[Figure]:
+    """Yield both figures."""
+    yield from figures(asyncio.run(costs()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import anyio
@@ -13,7 +13,7 @@ from benchmarks.figure import Figure
 from millpond import AsyncPool, Pool
 from millpond.testing import AsyncFakeConnector, FakeConnector
 
-__all__ = ["Turns", "measure", "turns_of_tasks", "turns_of_threads"]
+__all__ = ["Turns", "jain", "measure", "turns_of_tasks", "turns_of_threads"]
 
 WORKERS = 100
 CONNECTIONS = 10
@@ -21,6 +21,11 @@ WORK = 0.020
 SECONDS = 5.0
 WAIT_GOAL = 1.3
 JAIN_GOAL = 0.99
+
+
+def jain(counts: Sequence[int]) -> float:
+    """Return Jain's index of counts: 1 if all are equal."""
+    return sum(counts) ** 2 / (len(counts) * sum(count * count for count in counts))
 
 
 class Turns(NamedTuple):
@@ -37,9 +42,8 @@ class Turns(NamedTuple):
 
     @property
     def jain(self) -> float:
-        """Jain's index of the numbers of turns: 1 if all are equal."""
-        counts = [len(waits) for waits in self.waits]
-        return sum(counts) ** 2 / (len(counts) * sum(count * count for count in counts))
+        """Jain's index of the numbers of turns."""
+        return jain([len(waits) for waits in self.waits])
 
 
 def turns_of_threads(seconds: float = SECONDS) -> Turns:

@@ -1,6 +1,7 @@
 """Measure one workload without a pool and with millpond, while the server is killed and restarted under it.
 
     make demo
+    make demo WATCH=1    # and serve a page that shows the pools while it runs
 
 It starts a PostgreSQL of its own, takes less than a minute, and leaves nothing behind but demo.png. It exits with 1 if
 millpond has broken its promise, with 2 if it could not run here or could not draw, and with 128 and the signal's number
@@ -9,6 +10,7 @@ if a signal has ended it.
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import sys
@@ -25,13 +27,16 @@ ROOM: Final = 300
 
 def main() -> int:
     """Run it all, and turn what can be expected to go wrong into a sentence."""
+    parser = argparse.ArgumentParser(prog="python -m demo", description=__doc__)
+    parser.add_argument("--watch", action="store_true", help="serve a page that shows the pools while it runs")
+    watch = parser.parse_args().watch
     interruption = Interruption()
     try:
         from demo.scenario import present
 
         _forget_libpq_settings()
         _look_for_room()
-        return present(PICTURE, interruption)
+        return present(PICTURE, interruption, watch=watch)
     except Interrupted as signal:
         print("\nInterrupted; nothing was left behind.", file=sys.stderr)
         return signal.status

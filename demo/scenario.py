@@ -8,7 +8,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Final
@@ -19,6 +19,7 @@ from demo.faults import kill_all, kill_idle, start_again, stop
 from demo.interruption import Interruption
 from demo.screen import Screen, milliseconds
 from demo.verdict import Verdict, errors_since, recovery
+from demo.watching import served
 from demo.workload import CALLERS, CONNECTIONS, SCHEMA, Fault, Run, work
 from millpond.testing import Postgres
 
@@ -34,11 +35,13 @@ GLANCE: Final = 0.1
 """Seconds between two looks at how far it is."""
 
 
-def present(picture: Path, interruption: Interruption) -> int:
-    """Run it all, show what came of it and draw it; return the exit status."""
+def present(picture: Path, interruption: Interruption, *, watch: bool) -> int:
+    """Run it all, show what came of it and draw it; return the exit status. To `watch`, a page is served meanwhile."""
     interruption.heed()
     runs = [Run("threads", False), Run("threads", True), Run("asyncio", False), Run("asyncio", True)]
-    with Screen(runs, SECONDS) as screen:
+    with Screen(runs, SECONDS) as screen, served() if watch else nullcontext() as address:
+        if address:
+            screen.head(f"To watch the pools live: {address}")
         screen.head("Starting a PostgreSQL of our own, from a wheel, on 127.0.0.1")
         # Logging each connection would slow down those who make many.
         with Postgres(log_connections=False, log_disconnections=False) as postgres:
@@ -65,6 +68,8 @@ def present(picture: Path, interruption: Interruption) -> int:
         print(f"The picture cannot be written to {picture.absolute()}: {error.strerror}", file=sys.stderr)
         return 1 if broken else 2
     screen.tell(f"Drawn in {picture}. README.md tells which setting does what.")
+    if not watch:
+        screen.tell("To watch the pools live, on a page, while this runs: make demo WATCH=1")
     return 1 if broken else 0
 
 

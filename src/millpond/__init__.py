@@ -7,8 +7,10 @@ with millpond.Pool.from_url("postgresql://app@db/app", max_size=20) as pool:
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
+from millpond import _fork
 from millpond._core.settings import Settings
 from millpond._core.stats import Stats
 from millpond.budget import Budget
@@ -19,8 +21,11 @@ from millpond.pool import Pool, ThreadLease
 from millpond.records import LeaseRecord
 
 if TYPE_CHECKING:
+    from millpond._expose import expose
     from millpond.aio import AsyncPool, TaskLease
     from millpond.aio_keyed import AsyncKeyedPool
+    from millpond.fleet_budget import FleetBudget
+    from millpond.host_budget import HostBudget
 
 __version__ = "0.1.0"
 
@@ -32,6 +37,8 @@ __all__ = [
     "Condition",
     "ConnectFailed",
     "Connector",
+    "FleetBudget",
+    "HostBudget",
     "KeyedPool",
     "LeaseRecord",
     "Misuse",
@@ -44,6 +51,7 @@ __all__ = [
     "Stats",
     "TaskLease",
     "ThreadLease",
+    "expose",
 ]
 
 
@@ -57,4 +65,29 @@ def __getattr__(name: str) -> object:
                 f'millpond.{name} needs anyio, which is not installed: pip install "millpond[async]"', name=error.name
             ) from error
         return getattr(aio_keyed if name == "AsyncKeyedPool" else aio, name)
+    if name == "HostBudget":
+        # Where there is no `fcntl` (Windows), there is no such budget.
+        from millpond.host_budget import HostBudget
+
+        return HostBudget
+    if name == "FleetBudget":
+        # It needs redis-py.
+        from millpond.fleet_budget import FleetBudget
+
+        return FleetBudget
+    if name == "expose":
+        # What it takes to be looked at, only those load who want it.
+        from millpond._expose import expose
+
+        return expose
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _heed_environment() -> None:
+    if os.environ.get("MILLPOND_EXPOSE") == "1":
+        from millpond._expose import expose_as_told
+
+        expose_as_told()
+
+
+_fork.at_first_pool(_heed_environment)

@@ -14,15 +14,21 @@ from __future__ import annotations
 import os
 import socket
 import weakref
+from collections.abc import Callable
 from typing import Final, Protocol
 
 from millpond import _watcher
 
-__all__ = ["adopt", "park", "pin"]
+__all__ = ["adopt", "at_first_pool", "park", "pin", "pools"]
 
 
-class Forked(Protocol):
-    """Who is told: before and after in the process that forks, and in the child."""
+class Shared(Protocol):
+    """A pool, as what concerns all pools of a process sees it.
+
+    It is told of forks: before and after in the process that forks, and in the child.
+    """
+
+    def _heed(self) -> None: ...
 
     def _before_fork(self) -> None: ...
 
@@ -31,13 +37,32 @@ class Forked(Protocol):
     def _after_fork_in_child(self) -> None: ...
 
 
-_pools: Final[weakref.WeakSet[Forked]] = weakref.WeakSet()
+# Not a WeakSet: iterating over one raises if another thread makes a pool meanwhile.
+# (test: pools_are_found_while_other_threads_make_some)
+_pools: Final[weakref.WeakValueDictionary[int, Shared]] = weakref.WeakValueDictionary()
 _dead: socket.socket | None = None
+_first: Callable[[], object] | None = None
 
 
-def adopt(pool: Forked) -> None:
-    """See to it that a pool learns of forks."""
-    _pools.add(pool)
+def at_first_pool(function: Callable[[], object]) -> None:
+    """Have a function called when the first pool of this process is made: from the floors above, which nobody here
+    imports."""
+    global _first
+    _first = function
+
+
+def adopt(pool: Shared) -> None:
+    """See to it that a pool learns of what concerns all."""
+    global _first
+    _pools[id(pool)] = pool
+    if _first is not None:
+        first, _first = _first, None
+        first()
+
+
+def pools() -> list[Shared]:
+    """Return the pools of this process."""
+    return [pool for ref in _pools.valuerefs() if (pool := ref()) is not None]
 
 
 def park(descriptor: _watcher.Descriptor) -> None:
@@ -63,18 +88,18 @@ def pin(conn: object) -> None:
 
 
 def _before() -> None:
-    for pool in list(_pools):
+    for pool in pools():
         pool._before_fork()
 
 
 def _after_in_parent() -> None:
-    for pool in list(_pools):
+    for pool in pools():
         pool._after_fork_in_parent()
 
 
 def _after_in_child() -> None:
     _watcher.forsake()
-    for pool in list(_pools):
+    for pool in pools():
         pool._after_fork_in_child()
 
 

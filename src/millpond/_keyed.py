@@ -101,11 +101,13 @@ class Keyed(Generic[K, P]):
 
     def __del__(self) -> None:
         if not self.__dict__.get("_closed", True) and any(not pool._is_unused() for pool in self._used.values()):
-            warnings.warn(f"keyed pool {self.name!r} was never closed", ResourceWarning, source=self, stacklevel=1)
+            warnings.warn(f"keyed pool {self.name!r} was never closed", ResourceWarning, stacklevel=1)
 
     def _end(self) -> list[P]:
         """Be closed, and return the pools that are to be closed."""
         with self._lock:
             self._closed = True
+            pools = list(self._alive.values())
+            # Afterwards: one that nobody else holds would be dropped rather than closed.
             self._used.clear()
-            return list(self._alive.values())
+            return pools

@@ -17,25 +17,28 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from inspect import iscoroutinefunction
 from random import random
-from typing import Final, Generic, Protocol, TypeVar, cast
+from types import FrameType, TracebackType
+from typing import Any, Final, Generic, Protocol, TypeVar, cast
 
-from millpond import _fork, _watcher
-from millpond._core.core import Core, Fitness
+from millpond import _fork, _watcher, events
+from millpond._core.core import Core, Fitness, Job, Task
 from millpond._core.entry import Claim, Entry, Reason, State
 from millpond._core.lease import Lease, let_go
 from millpond._core.ledger import Share
 from millpond._core.line import Refusal, Waiter
 from millpond._core.settings import Settings
 from millpond._core.stats import Stats
+from millpond._sample import Sample
 from millpond._whereabouts import call_site, line_of
 from millpond.budget import Budget
 from millpond.connector import Condition, Inspector
 from millpond.errors import ConnectFailed, Misuse, PoolClosed, PoolError, PoolFull, PoolTimeout
 from millpond.records import LeaseRecord
 
-__all__ = ["Bell", "Shell", "log"]
+__all__ = ["Bell", "Shell", "leave_and_tell", "log", "pools"]
 
 C = TypeVar("C")
 T = TypeVar("T")
@@ -68,12 +71,19 @@ class Shell(ABC, Generic[C]):
         self._inspector = inspector
         self._inspect = inspector.inspect if inspector.provable else None
         self._settings = settings
-        self._traced = settings.leak_after != math.inf
         site = call_site(sys._getframe(1))
         self._made_at = line_of(*site) if site else "an unknown place"
         self._inherited: dict[int, C] = {}
+        self._own_listeners: tuple[tuple[events.Listener, events.Loans], ...] = ()
+        self._listeners: tuple[events.Listener, ...] = ()
+        self._loan_listeners: tuple[events.Listener, ...] = ()
+        self._noted = settings.leak_after != math.inf
+        """Whether it is noted where each loan is made."""
+        self._faulty: list[events.Listener] = []
+        """Those who have raised, which is told once."""
         self._begin()
         _fork.adopt(self)
+        self._heed()
 
     @classmethod
     def _expect(cls, source: object, twin: str, *, tasks: bool) -> None:
@@ -119,7 +129,9 @@ class Shell(ABC, Generic[C]):
             share=self._join(),
         )
         self._suspended = _suspended_for()
-        self._outage_told = False
+        self._sample = Sample()
+        self._outage_since: float | None = None
+        """When the outage began that was told of last, if it is not over."""
 
     def _join(self) -> Share | None:
         budget = self._settings.budget
@@ -141,14 +153,16 @@ class Shell(ABC, Generic[C]):
         for entry in self._core.entries:
             # A lease of the forking thread may still come back; it finds the entry doomed, and no longer on the books.
             entry.good_until = 0.0
-            if entry.state in (State.OPENING, State.CLOSING, State.CLOSED):
+            if entry.state in (State.OPENING, State.CLOSED):
                 continue
+            # Also what is being closed: its server would not hear of that as long as the child has a handle on it.
             self._inherited[id(entry.conn)] = entry.conn
             if isinstance(entry.descriptor, _watcher.Descriptor):
                 _fork.park(entry.descriptor)
             else:
                 _fork.pin(entry.conn)
         self._begin()
+        self._heed()
 
     # Carrying the core.
 
@@ -205,42 +219,106 @@ class Shell(ABC, Generic[C]):
         """Do what is due; return the seconds until something will be."""
         core = self._core
         while self._lost:
-            if self._step(core.lost, self._lost[0]):
-                log.warning(
-                    "pool %r: a connection on loan was never returned; its borrower is gone, and it was closed",
-                    self._settings.name,
+            entry = self._lost[0]
+            if self._step(core.lost, entry):
+                self._report(
+                    logging.WARNING,
+                    "a connection on loan was never returned; its borrower is gone, and it was closed",
+                    events.ConnectionLost,
+                    connection=entry.serial,
+                    borrowed_at=_site_of(entry),
                 )
             self._lost.popleft()
         now = time.monotonic()
         suspended = _suspended_for()
         slept = suspended - self._suspended > SUSPENDED
         if slept or now >= core.due(now):
-            self._suspended = suspended
             self._step(core.tick, slept)
-            if self._traced:
+            # Not before, since whoever is cut short has not told of it.
+            self._suspended = suspended
+            if self._noted:
                 self._tell_leaks(now)
+            if self._sample.wanted:
+                self._sample.pace(now, core.borrows)
         else:
             self._step(core.sweep)
         self._tell_outage()
         return max(0.0, core.due(now) - time.monotonic())
 
     def _tell_outage(self) -> None:
-        outage = self._core.outage
-        if outage is not None and not self._outage_told:
-            self._outage_told = True
-            log.warning(
-                "pool %r: cannot connect to %s: %s", self._settings.name, self._inspector.target, _brief(outage.cause)
-            )
-        elif outage is None and self._outage_told:
-            self._outage_told = False
-            log.info("pool %r: connected to %s again", self._settings.name, self._inspector.target)
+        outage, since = self._core.outage, self._outage_since
+        if outage is not None and since is None:
+            self._outage_since = outage.since
+            cause = _bare(outage.cause)
+            what = f"cannot connect to {self._inspector.target}: {events.brief(cause)}"
+            self._report(logging.WARNING, what, events.OutageBegan, error=cause)
+        elif outage is None and since is not None:
+            self._outage_since = None
+            what = f"connected to {self._inspector.target} again"
+            self._report(logging.INFO, what, events.OutageEnded, seconds=time.monotonic() - since)
 
     def _tell_leaks(self, now: float) -> None:
         for entry in list(self._core.entries):
             overdue = entry.state is State.LENT and now - entry.since > self._settings.leak_after
             if overdue and entry.leak_told != entry.uses:
                 entry.leak_told = entry.uses
-                log.warning("pool %r: a loan has lasted %s", self._settings.name, self._record(entry, now))
+                record = self._record(entry, now)
+                self._report(logging.WARNING, f"a loan has lasted {record}", events.LeakSuspected, lease=record)
+
+    # Listening.
+
+    def listen(self, listener: events.Listener, *, loans: events.Loans = "all") -> Callable[[], None]:
+        """Have a listener hear of what happens in this pool; return what ends that. See `millpond.events`."""
+        seat = events.enlist(listener, loans)
+        self._own_listeners = (*self._own_listeners, seat)
+        self._heed()
+        return partial(self._part_with, seat)
+
+    def _part_with(self, seat: tuple[events.Listener, events.Loans]) -> None:
+        self._own_listeners = tuple(other for other in self._own_listeners if other is not seat)
+        self._heed()
+
+    def _heed(self) -> None:
+        """Note who listens from now on."""
+        audience = (*self._own_listeners, *events.everywhere())
+        self._listeners = tuple(listener for listener, _ in audience)
+        self._loan_listeners = tuple(listener for listener, loans in audience if loans != "none")
+        self._sample.begin(wanted=bool(self._loan_listeners) and all(loans != "all" for _, loans in audience))
+        self._traced = bool(self._loan_listeners) or self._noted
+
+    def _tell(self, kind: Callable[..., events.Event], **facts: object) -> None:
+        """Tell those who listen, if anybody does."""
+        if self._listeners:
+            self._pass_on(self._listeners, kind(pool=self._settings.name, at=time.monotonic(), **facts))
+
+    def _tell_loan(self, kind: Callable[..., events.Event], **facts: object) -> None:
+        """Tell those who listen to loans."""
+        if self._loan_listeners:
+            self._pass_on(self._loan_listeners, kind(pool=self._settings.name, at=time.monotonic(), **facts))
+
+    def _report(self, level: int, what: str, kind: Callable[..., events.Event], **facts: object) -> None:
+        """Log what should be known even if nobody listens, and tell those who do."""
+        event = kind(pool=self._settings.name, at=time.monotonic(), **facts)
+        log.log(level, "pool %r: %s", self._settings.name, what, extra=event.facts())
+        self._pass_on(self._listeners, event)
+
+    def _pass_on(self, listeners: tuple[events.Listener, ...], event: events.Event) -> None:
+        for listener in listeners:
+            try:
+                listener(event)
+            except Exception:
+                if listener not in self._faulty:
+                    self._faulty.append(listener)
+                    log.exception("pool %r: %r raised; it goes on being told", self._settings.name, listener)
+
+    def _tell_lent(self, lease: Lease[C], told: bool, asked: float, frame: FrameType) -> None:
+        """Tell of a loan that has just begun, and note where."""
+        assert lease._claim is not None
+        if self._noted:
+            lease._note(call_site(frame))
+        if told:
+            waited = time.monotonic() - asked
+            self._tell_loan(events.ConnectionLent, connection=lease._claim.entry.serial, waited=waited)
 
     def _is_unused(self) -> bool:
         """Whether there is nothing to keep: no connection, and nobody who wants one."""
@@ -260,10 +338,41 @@ class Shell(ABC, Generic[C]):
     def _install(self, claim: Claim[C], conn: C) -> None:
         """Take in a new connection and have it watched."""
         descriptor = self._descriptor_of(conn)
+        began = claim.entry.since
         self._step(self._core.opened, claim, conn, descriptor, random())
+        self._tell(events.ConnectionOpened, connection=claim.entry.serial, seconds=claim.entry.born - began)
         if descriptor is not None:
             # Afterwards, since a hang-up can be told of an open entry only; one that came before is told at once.
             _watcher.watch(descriptor, self, claim.entry)
+
+    def _fail(self, claim: Claim[C], error: BaseException) -> None:
+        """Give an open up, since the server cannot be reached, or lets nobody in."""
+        refused = self._is_refusal(error)
+        self._step(self._core.open_failed, claim, error, refused, random())
+        self._bell.ring()
+        self._tell(events.OpenFailed, error=_bare(error), refused=refused, seconds=time.monotonic() - claim.entry.since)
+
+    def _tended(self, job: Job[C], sound: bool) -> None:
+        """Take back a connection that has been checked or reset."""
+        self._step(self._core.tended, job, sound)
+        kind = events.ConnectionChecked if job.task is Task.CHECK else events.ConnectionReset
+        self._tell(kind, connection=job.entry.serial, sound=sound)
+
+    def _closed(self, entry: Entry[C]) -> None:
+        """Strike off a connection that is closed."""
+        self._step(self._core.closed, entry)
+        if self._core.closing:
+            self._bell.ring()
+        self._tell_closed(entry)
+
+    def _tell_closed(self, entry: Entry[C]) -> None:
+        self._tell(
+            events.ConnectionClosed,
+            connection=entry.serial,
+            reason=(entry.doom or Reason.POOL_CLOSED).value,
+            age=time.monotonic() - entry.born,
+            uses=entry.uses,
+        )
 
     def _descriptor_of(self, conn: C) -> _watcher.Descriptor | None:
         try:
@@ -291,9 +400,8 @@ class Shell(ABC, Generic[C]):
             _watcher.forget(entry.descriptor)
 
     def _warn_unclosed(self) -> None:
-        warnings.warn(
-            f"pool {self.name!r}, made at {self._made_at}, was never closed", ResourceWarning, source=self, stacklevel=2
-        )
+        # Without `source=self`: whoever collects warnings would bring the pool back to life, and its keeper with it.
+        warnings.warn(f"pool {self.name!r}, made at {self._made_at}, was never closed", ResourceWarning, stacklevel=2)
 
     def _scuttle(self) -> None:
         """Free the connections of a pool that nobody can use any more, or that was closed and then dropped at once."""
@@ -301,6 +409,7 @@ class Shell(ABC, Generic[C]):
             with suppress(Exception):
                 self._unwatch(entry)
                 self._inspector.abandon(entry.conn)
+            self._tell_closed(entry)
 
     # Returning.
 
@@ -403,13 +512,13 @@ class Shell(ABC, Generic[C]):
     def _find_owner(self, owner: int) -> str | None: ...
 
     def _record(self, entry: Entry[C], now: float) -> LeaseRecord:
-        site, uses, owner = entry.site, entry.uses, entry.owner
+        owner = entry.owner
         return LeaseRecord(
             connection=entry.serial,
             age=max(0.0, now - entry.since),
-            uses=uses,
+            uses=entry.uses,
             owner=self._name_owner(owner),
-            borrowed_at=line_of(site[1], site[2]) if site is not None and site[0] == uses else None,
+            borrowed_at=_site_of(entry),
             now_at=self._find_owner(owner),
         )
 
@@ -428,14 +537,37 @@ class Shell(ABC, Generic[C]):
         self, kind: type[E], what: str, hint: str, *, numbers: str = "", cause: BaseException | None = None
     ) -> E:
         lines = [f"pool {self._settings.name!r} {what}"]
-        lines += [f"  {line}" for line in (numbers, cause and f"last error: {_brief(cause)}", f"hint: {hint}") if line]
+        lines += [
+            f"  {line}" for line in (numbers, cause and f"last error: {events.brief(cause)}", f"hint: {hint}") if line
+        ]
         error = kind("\n".join(lines))
         error.pool = self._settings.name
         error.__cause__ = cause
         return error
 
-    def _refused(self, refusal: Refusal, timeout: float, waited: float) -> PoolError:
+    def _refusal_of(self, waiter: Waiter[C]) -> PoolError:
+        """Explain to a caller who has waited in line why it gets nothing."""
+        waited = time.monotonic() - waiter.since
+        error = self._refused(waiter, waiter.deadline - waiter.since, waited)
+        kind = events.CallerTimedOut if waiter.refusal is Refusal.TIMEOUT else events.CallerRefused
+        self._tell(kind, waited=waited, error=error)
+        return error
+
+    def _close_down(self) -> None:
+        """Begin to close: those in line are sent away, and nothing is lent any more."""
+        closed = self._core.closing
+        self._step(self._core.close)
+        if not closed:
+            self._tell(events.PoolClosed)
+
+    def _call_off(self, waiter: Waiter[C]) -> None:
+        """Undo what a caller wanted who was struck or cancelled."""
+        self._step(self._core.cancel, waiter)
+        self._tell(events.CallerCancelled, waited=time.monotonic() - waiter.since)
+
+    def _refused(self, waiter: Waiter[C], timeout: float, waited: float) -> PoolError:
         """Explain to a caller why it gets nothing."""
+        refusal = waiter.refusal
         stats = self._step(self._core.stats)
         outage = self._core.outage
         cause = None if outage is None else _bare(outage.cause)
@@ -460,7 +592,7 @@ class Shell(ABC, Generic[C]):
                 ConnectFailed,
                 f"is not let in by {self._inspector.target}",
                 "check user, password and database; the pool tries again when it is asked for a connection, "
-                "but not more often than every 5 s",
+                "but not more often than every 0.5 s, and at last every 5 s",
                 cause=cause,
             )
         elif refusal is Refusal.DOWN:
@@ -475,18 +607,30 @@ class Shell(ABC, Generic[C]):
                 cause=cause,
             )
         else:
-            error = self._timed_out(stats, numbers, timeout, waited, cause)
+            error = self._timed_out(waiter, stats, numbers, timeout, waited, cause)
         error.stats = stats
         return error
 
     def _timed_out(
-        self, stats: Stats, numbers: str, timeout: float, waited: float, cause: BaseException | None
+        self,
+        waiter: Waiter[C],
+        stats: Stats,
+        numbers: str,
+        timeout: float,
+        waited: float,
+        cause: BaseException | None,
     ) -> PoolTimeout:
         now = time.monotonic()
         lent = self._lent()
         oldest = self._record(lent[0], now) if lent else None
         if oldest is not None:
             numbers += f"; oldest loan {oldest}"
+        # Whoever holds one and waits for another may wait for somebody who does the same.
+        holders = {entry.owner for entry in lent}
+        own = sum(entry.owner == waiter.owner for entry in lent)
+        stuck = self._step(self._core.waiting_of, holders)
+        if stuck:
+            numbers += f"; {stuck} of those who wait {'has' if stuck == 1 else 'have'} one already"
         opening = [now - e.since for e in list(self._core.entries) if e.state is State.OPENING]
         outage, share = self._core.outage, self._core.share
         if outage is not None and outage.refused:
@@ -496,8 +640,10 @@ class Shell(ABC, Generic[C]):
         elif stats.paused:
             why, hint = "it is paused", "call resume()"
         elif share is not None and share.exhausted and stats.size < stats.max_size:
-            why = f"the budget of {share.limit} connections is used up"
-            hint = "raise the budget's limit, or find the slow borrower with leases() of the pools that share it"
+            why, hint = cast("Budget", self._settings.budget)._exhausted()
+        elif own and stats.lent >= stats.max_size:
+            why = f"all connections are on loan, {own} of them to this very caller"
+            hint = "borrow once for the whole of the work, and pass the connection on"
         elif stats.lent >= stats.max_size:
             why = "all connections are on loan"
             hint = "raise max_size, or find the slow borrower with pool.leases()"
@@ -549,6 +695,35 @@ class Shell(ABC, Generic[C]):
 E = TypeVar("E", bound=PoolError)
 
 
+def pools() -> list[Shell[Any]]:
+    """Return the pools of this process, of threads and of tasks, those of keyed pools and drop-ins included."""
+    return [pool for pool in _fork.pools() if isinstance(pool, Shell)]
+
+
+def leave_and_tell(
+    self: Lease[C], kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+) -> None:
+    """Return what a traced lease has, and tell of it: the way out of those of both shells."""
+    try:
+        told: bool = self.told  # type: ignore[attr-defined]
+        entry = self._claim.entry if told and self._claim is not None else None
+        held = 0.0 if entry is None else time.monotonic() - entry.since
+        Lease.leave(self, kind, error, trace)
+    except BaseException as cut:
+        self._claim = None
+        let_go(cut)
+        raise
+    if entry is not None:
+        pool = cast("Shell[C]", self._pool)
+        pool._tell_loan(events.ConnectionReturned, connection=entry.serial, held=held, error=error)
+
+
+def _site_of(entry: Entry[C]) -> str | None:
+    """Where the loan began that an entry is in, if that was noted."""
+    site = entry.site
+    return line_of(site[1], site[2]) if site is not None and site[0] == entry.uses else None
+
+
 def _wake(waiters: list[Waiter[C]]) -> None:
     # Not a loop inside of a `with`: CPython 3.13 can raise a signal handler's exception at a loop's jump back, and then
     # calls no __exit__. (test: no_protection_is_left_by_the_jump_back_of_a_loop)
@@ -562,14 +737,6 @@ def _seconds(seconds: float) -> str:
     if seconds >= 1:
         return f"{seconds:.1f} s"
     return f"{seconds * 1000:.1f} ms" if 0 < seconds < 0.01 else f"{seconds:.2g} s"
-
-
-def _brief(error: BaseException | None) -> str:
-    """Put an error on one line."""
-    if error is None:
-        return "unknown"
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
 
 
 def _bare(error: BaseException | None) -> BaseException | None:

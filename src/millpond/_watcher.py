@@ -84,11 +84,11 @@ _starting: Final = threading.Lock()
 HANG_UP: Final = getattr(select, "EPOLLRDHUP", 0x2000)
 
 
-def hung_up(number: int) -> bool:
-    """Whether the peer of a socket has hung up, from what has arrived already."""
+def hung_up(number: int, timeout: float = 0.0) -> bool:
+    """Whether the peer of a socket has hung up, or does so within `timeout` seconds."""
     poll = select.poll()
     poll.register(number, HANG_UP)
-    return bool(poll.poll(0))
+    return bool(poll.poll(timeout * 1000))
 
 
 def unavailable() -> str | None:

@@ -10,13 +10,13 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from itertools import count
-from random import random
 from time import monotonic
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar, Unpack
 
 import anyio
 
+from millpond import events
 from millpond._backends import AsyncWaiter, Backend, current_backend
 from millpond._core.core import BEAT, Job, Task
 from millpond._core.entry import Claim
@@ -24,7 +24,7 @@ from millpond._core.lease import Lease, let_go
 from millpond._core.line import Waiter
 from millpond._core.settings import Options, Settings
 from millpond._core.stats import Stats
-from millpond._shell import Shell, log
+from millpond._shell import Shell, leave_and_tell, log
 from millpond._whereabouts import call_site
 from millpond.connector import AsyncConnector
 from millpond.records import LeaseRecord
@@ -61,7 +61,7 @@ class TaskLease(Lease[C]):
             refusal = pool._refusal_of(waiter)
         except BaseException:
             self._claim = None
-            pool._step(pool._core.cancel, waiter)
+            pool._call_off(waiter)
             raise
         raise refusal
 
@@ -76,19 +76,25 @@ class TaskLease(Lease[C]):
 
 
 class _TracedLease(TaskLease[C]):
-    """A lease that notes where it was borrowed, for pools that look for leaks."""
+    """A lease that tells of itself, for pools that look for leaks or that somebody listens to."""
 
-    __slots__ = ()
+    __slots__ = ("told",)
+
+    told: bool
+    """Whether this loan is told of."""
 
     async def __aenter__(self) -> C:
+        asked = monotonic()
         conn = await super().__aenter__()
         try:
-            self._note(call_site(sys._getframe(1)))
+            self._pool._tell_lent(self, self.told, asked, sys._getframe(1))
             return conn
         except BaseException as cut:
             self._claim = None
             let_go(cut)
             raise
+
+    leave = leave_and_tell
 
 
 class _AsyncBell:
@@ -256,10 +262,18 @@ class AsyncPool(Shell[C]):
         `ConnectFailed`, `PoolFull` or `PoolClosed`. Leaving returns the connection, or closes it if it cannot be proved
         clean; it never waits for a network that is down. An exception at any point gives the place back.
         """
-        lease: TaskLease[C] = _TracedLease() if self._traced else TaskLease()
+        lease: TaskLease[C] = self._traced_lease() if self._traced else TaskLease()
         lease._core = self._core
         lease._pool = self
         lease._timeout = timeout
+        return lease
+
+    def _traced_lease(self) -> TaskLease[C]:
+        told = self._sample.takes()
+        if not told and not self._noted:
+            return TaskLease()
+        lease: _TracedLease[C] = _TracedLease()
+        lease.told = told
         return lease
 
     async def acquire(self, timeout: float | None = None) -> C:
@@ -323,27 +337,31 @@ class AsyncPool(Shell[C]):
         if not waiter.done:
             raise self._cold(limit)
         if waiter.refusal is not None:
-            raise self._refused(waiter.refusal, limit, monotonic() - waiter.since)
+            raise self._refused(waiter, limit, monotonic() - waiter.since)
 
     def resize(self, *, min_size: int | None = None, max_size: int | None = None) -> None:
         """Change the size. What is too many is closed: the idle now, the lent when they come back.
 
         Raises `ValueError` for sizes that cannot work; the pool then stays as it was.
         """
-        self._settings = self._resized(min_size, max_size)
-        self._step(self._core.resize, self._settings)
+        self._settings = settings = self._resized(min_size, max_size)
+        self._step(self._core.resize, settings)
+        self._tell(events.PoolResized, min_size=settings.min_size, max_size=settings.max_size)
 
     def refresh(self) -> None:
         """Replace every connection, as after a move or a new password: the idle now, the lent when they come back."""
         self._step(self._core.refresh)
+        self._tell(events.PoolRefreshed)
 
     def pause(self) -> None:
         """Lend nothing until `resume`; callers wait in line, and loans go on."""
         self._step(self._core.pause)
+        self._tell(events.PoolPaused)
 
     def resume(self) -> None:
         """Lend again, to those in line first."""
         self._step(self._core.resume)
+        self._tell(events.PoolResumed)
 
     async def close(self, timeout: float = 5.0) -> None:
         """Close the pool: callers in line get `PoolClosed` at once, idle connections are closed, loans may end.
@@ -352,11 +370,11 @@ class AsyncPool(Shell[C]):
         and closed when they come back. Closing twice is closing once.
         """
         if self._backend is not None and self._backend.ended():
-            self._step(self._core.close)
+            self._close_down()
             self._bury()
             return
         self._core.whoami()
-        self._step(self._core.close)
+        self._close_down()
         if not self._core.entries:
             return
         waiter = self._waiter(timeout)
@@ -410,10 +428,6 @@ class AsyncPool(Shell[C]):
             # The keeper has to be there, and to look at its watch anew.
             self._kick()
             self._bell.ring()
-
-    def _refusal_of(self, waiter: AsyncWaiter[C]) -> Exception:
-        assert waiter.refusal is not None
-        return self._refused(waiter.refusal, waiter.deadline - waiter.since, monotonic() - waiter.since)
 
     async def _await_all(self, enrol: Callable[[Waiter[C], float], None], waiter: AsyncWaiter[C]) -> None:
         """Wait for a state of the whole pool, until the waiter's deadline."""
@@ -504,12 +518,10 @@ class AsyncPool(Shell[C]):
             conn = await _within(limit, self._connector.open, limit)
             self._accept(conn)
         except Exception as error:
-            self._step(core.open_failed, claim, error, self._is_refusal(error), random())
-            self._bell.ring()
+            self._fail(claim, error)
         except BaseException:
             # This task was cancelled: most likely its loop ends, and nothing is wrong with the server.
-            with self._lock:
-                core.forgo(claim, monotonic())
+            self._step(core.forgo, claim)
             raise
         else:
             self._install(claim, conn)
@@ -542,7 +554,7 @@ class AsyncPool(Shell[C]):
         except Exception as error:
             log.debug("pool %r: %s failed: %r", self.name, job.task.value, error)
         finally:
-            self._step(self._core.tended, job, sound)
+            self._tended(job, sound)
 
     async def _end(self, job: Job[C]) -> None:
         entry = job.entry
@@ -560,9 +572,7 @@ class AsyncPool(Shell[C]):
                 raise
             log.debug("pool %r: %s failed: %r", self.name, job.task.value, error)
         finally:
-            self._step(self._core.closed, entry)
-            if self._core.closing:
-                self._bell.ring()
+            self._closed(entry)
 
     def _name_owner(self, owner: int) -> str:
         return self._backend.describe(owner)[0] if self._backend is not None else "a task"

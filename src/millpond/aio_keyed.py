@@ -47,7 +47,7 @@ class AsyncKeyedPool(Keyed[K, AsyncPool[C]], Generic[K, C]):
         pools = self._end()
         # All callers in line learn of it before the first loan is waited for.
         for pool in pools:
-            pool._step(pool._core.close)
+            pool._close_down()
         for pool in pools:
             await pool.close(max(0.0, deadline - monotonic()))
 

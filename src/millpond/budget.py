@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import threading
 import weakref
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from typing import Any, Final, Protocol
 
 from millpond._core.ledger import Ledger, Share
+from millpond._core.settings import Settings
 from millpond.errors import Misuse
 
 __all__ = ["Budget"]
@@ -25,6 +27,7 @@ class Member(Protocol):
     def name(self) -> str: ...
 
     _bell: Any
+    _settings: Settings
 
 
 class Budget:
@@ -40,7 +43,7 @@ class Budget:
     """
 
     def __init__(self, limit: int) -> None:
-        _check(limit)
+        self._check(limit)
         self._ledger: Final = Ledger(limit)
         self._begin()
 
@@ -51,6 +54,7 @@ class Budget:
         self._members: dict[Share, weakref.ref[Member]] = {}
         self._ledger.shares.clear()
         self._ledger.calls.clear()
+        self._ledger.excess.clear()
 
     @property
     def limit(self) -> int:
@@ -67,7 +71,7 @@ class Budget:
 
         Raises `ValueError` for less than the pools' `min_size` together; the budget then stays as it was.
         """
-        _check(limit)
+        self._check(limit)
         with self._mine():
             self._ledger.resize(limit)
         self._settle()
@@ -93,19 +97,31 @@ class Budget:
             self._ledger.check(share, minimum)
             share.minimum = minimum
 
+    def _exhausted(self) -> tuple[str, str]:
+        """Say that there is no place left, and what to do about it."""
+        return (
+            f"the budget of {self.limit} connections is used up",
+            "raise the budget's limit, or find the slow borrower with leases() of the pools that share it",
+        )
+
     def _settle(self) -> None:
         """Give out what has been returned, and have pools told what they got and what others need."""
         with self._mine():
             due = self._balance()
+        self._ring(due)
+
+    def _ring(self, due: Iterable[Share]) -> None:
+        """Have pools look at what has changed for them."""
         for share in due:
-            pool = self._members[share]()
+            ref = self._members.get(share)
+            pool = None if ref is None else ref()
             if pool is not None:
                 pool._bell.ring()
 
     def _balance(self) -> set[Share]:
         self._prune()
         due = set(self._ledger.balance())
-        if self._ledger.calls:
+        if self._ledger.excess or self._ledger.calls:
             due.update(self._ledger.givers())
         return due
 
@@ -115,14 +131,14 @@ class Budget:
                 self._ledger.leave(share)
                 del self._members[share]
 
+    @staticmethod
+    def _check(limit: int) -> None:
+        if type(limit) is not int:
+            raise TypeError(f"limit={limit!r} must be an int")
+        if limit < 1:
+            raise ValueError(f"limit={limit} allows nothing: it must be 1 or more")
+
     def _mine(self) -> AbstractContextManager[object]:
         if self._lock._is_owned():  # type: ignore[attr-defined]
             raise Misuse("a budget was used by a signal handler or a finaliser that interrupted the budget itself")
         return self._lock
-
-
-def _check(limit: int) -> None:
-    if type(limit) is not int:
-        raise TypeError(f"limit={limit!r} must be an int")
-    if limit < 1:
-        raise ValueError(f"limit={limit} allows nothing: it must be 1 or more")

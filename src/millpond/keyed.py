@@ -47,7 +47,7 @@ class KeyedPool(Keyed[K, Pool[C]], Generic[K, C]):
         pools = self._end()
         # All callers in line learn of it before the first loan is waited for.
         for pool in pools:
-            pool._step(pool._core.close)
+            pool._close_down()
         for pool in pools:
             pool.close(max(0.0, deadline - monotonic()))
 

@@ -16,13 +16,15 @@ from time import monotonic
 from types import CodeType, TracebackType
 from typing import TYPE_CHECKING, Final, Self, TypeVar, Unpack
 
+from millpond import events
+from millpond._bell import ThreadBell
 from millpond._core.core import BEAT, Job, Task
 from millpond._core.entry import Claim
 from millpond._core.lease import LENT, Lease, let_go
 from millpond._core.line import Waiter
 from millpond._core.settings import Options, Settings
 from millpond._core.stats import Stats
-from millpond._shell import Shell, log
+from millpond._shell import Shell, leave_and_tell, log
 from millpond._whereabouts import call_site, thread_name, thread_position
 from millpond.connector import Connector
 from millpond.records import LeaseRecord
@@ -35,8 +37,6 @@ LINGER: Final = 5.0
 """Seconds that a worker without work stays, and the keeper of a pool without connections."""
 FAREWELL: Final = 1.0
 """Seconds that the end of the program waits for workers that are still at work."""
-INSTANT: Final = 0.001
-"""Seconds that the keeper rests at least."""
 TENDERS: Final = 4
 """How many threads of a pool may check, reset and close at once."""
 
@@ -92,19 +92,25 @@ class ThreadLease(Lease[C]):
 
 
 class _TracedLease(ThreadLease[C]):
-    """A lease that notes where it was borrowed, for pools that look for leaks."""
+    """A lease that tells of itself, for pools that look for leaks or that somebody listens to."""
 
-    __slots__ = ()
+    __slots__ = ("told",)
+
+    told: bool
+    """Whether this loan is told of."""
 
     def __enter__(self) -> C:
+        asked = monotonic()
         conn = super().__enter__()
         try:
-            self._note(call_site(sys._getframe(1)))
+            self._pool._tell_lent(self, self.told, asked, sys._getframe(1))
             return conn
         except BaseException as cut:
             self._claim = None
             let_go(cut)
             raise
+
+    leave = __exit__ = leave_and_tell
 
 
 class _ThreadWaiter(Waiter[C]):
@@ -125,26 +131,6 @@ class _ThreadWaiter(Waiter[C]):
         """Wait until done or until the deadline."""
         while not self.done and (left := self.deadline - monotonic()) > 0:
             self._signal.acquire(timeout=-1 if left > threading.TIMEOUT_MAX else left)
-
-
-class _ThreadBell:
-    """Wakes the keeper's thread, through the one queue that the standard library makes safe for finalisers."""
-
-    def __init__(self) -> None:
-        self._queue: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self._rung = False
-
-    def ring(self) -> None:
-        if not self._rung:
-            self._rung = True
-            self._queue.put(None)
-
-    def wait(self, seconds: float) -> None:
-        with suppress(queue.Empty):
-            # A moment at least: under gevent a wait of no time gives nobody else a turn.
-            self._queue.get(timeout=max(seconds, INSTANT))
-        # Whoever rings from here on finds False or is heard anyway, since the keeper now looks at everything.
-        self._rung = False
 
 
 class _Crew:
@@ -168,7 +154,8 @@ class _Crew:
         self._coming = 0
         """How many of those present have been hired and have not begun: they will look for work."""
         self._resting = 0
-        self._threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+        # Not a WeakSet: iterating over one raises if somebody is hired meanwhile.
+        self._threads: weakref.WeakValueDictionary[int, threading.Thread] = weakref.WeakValueDictionary()
         self._linger = LINGER
         _crews.add(self)
 
@@ -197,6 +184,9 @@ class _Crew:
             self.present += 1
             self._coming += 1
         thread = threading.Thread(target=self._serve, name=self._name, daemon=True)
+        # Before it begins: it may have done its work, and have ended a wait for it, before this goes on.
+        # (test: all_that_closing_does_is_told_before_it_returns)
+        self._threads[id(thread)] = thread
         try:
             thread.start()
         except RuntimeError:
@@ -204,7 +194,6 @@ class _Crew:
                 self.present -= 1
                 self._coming -= 1
             raise
-        self._threads.add(thread)
 
     def dismiss(self) -> None:
         """Send everybody home; the pool is closed."""
@@ -222,7 +211,8 @@ class _Crew:
         """Wait until they have gone, those too who are hired meanwhile."""
         while (left := deadline - monotonic()) > 0:
             # One that has been hired and has not begun is not alive yet; it will find nothing to do, and go.
-            others = [t for t in list(self._threads) if t.is_alive() and t is not threading.current_thread()]
+            hired = [thread for ref in self._threads.valuerefs() if (thread := ref()) is not None]
+            others = [thread for thread in hired if thread.is_alive() and thread is not threading.current_thread()]
             if not others:
                 break
             others[0].join(left)
@@ -230,6 +220,22 @@ class _Crew:
     def _serve(self) -> None:
         with self._lock:
             self._coming -= 1
+        try:
+            self._work_on()
+        except BaseException as cut:
+            # A driver's SystemExit: what this thread was about to do is another's from now on.
+            let_go(cut)
+            raise
+        finally:
+            with self._lock:
+                self.present -= 1
+            # Work that came between the last look and the farewell is the keeper's to give out anew.
+            pool = self._pool()
+            if pool is not None:
+                pool._bell.ring()
+
+    def _work_on(self) -> None:
+        """Do what there is to do, as long as there is any, and a little longer."""
         while True:
             pool = self._pool()
             if pool is None or self._size == 0:
@@ -252,12 +258,6 @@ class _Crew:
             finally:
                 with self._lock:
                     self._resting -= 1
-        with self._lock:
-            self.present -= 1
-        # Work that came between the last look and the farewell is the keeper's to give out anew.
-        pool = self._pool()
-        if pool is not None:
-            pool._bell.ring()
 
 
 _crews: Final[weakref.WeakSet[_Crew]] = weakref.WeakSet()
@@ -279,11 +279,11 @@ def _disperse_all() -> None:
         crew.join(deadline)
 
 
-def _hire_keeper(ref: weakref.ref[Pool[C]], bell: _ThreadBell, name: str) -> None:
+def _hire_keeper(ref: weakref.ref[Pool[C]], bell: ThreadBell, name: str) -> None:
     threading.Thread(target=_keep, args=(ref, bell), name=f"millpond-{name}-keeper", daemon=True).start()
 
 
-def _keep(ref: weakref.ref[Pool[C]], bell: _ThreadBell) -> None:
+def _keep(ref: weakref.ref[Pool[C]], bell: ThreadBell) -> None:
     """Be the keeper of a pool: the thread that does what time brings and calls the crews."""
     pool = ref()
     if pool is None or not pool._employ_keeper(bell):
@@ -312,7 +312,7 @@ class Pool(Shell[C]):
     Raises `ValueError` or `TypeError` for settings that cannot work. Nothing is awaited here.
     """
 
-    _bell: _ThreadBell
+    _bell: ThreadBell
 
     def __init__(
         self,
@@ -364,10 +364,18 @@ class Pool(Shell[C]):
         `ConnectFailed`, `PoolFull` or `PoolClosed`. Leaving returns the connection, or closes it if it cannot be proved
         clean; it never waits for a network that is down. An exception at any point gives the place back.
         """
-        lease: ThreadLease[C] = _TracedLease() if self._traced else ThreadLease()
+        lease: ThreadLease[C] = self._traced_lease() if self._traced else ThreadLease()
         lease._core = self._core
         lease._pool = self
         lease._timeout = timeout
+        return lease
+
+    def _traced_lease(self) -> ThreadLease[C]:
+        told = self._sample.takes()
+        if not told and not self._noted:
+            return ThreadLease()
+        lease: _TracedLease[C] = _TracedLease()
+        lease.told = told
         return lease
 
     def acquire(self, timeout: float | None = None) -> C:
@@ -431,27 +439,31 @@ class Pool(Shell[C]):
         if not waiter.done:
             raise self._cold(limit)
         if waiter.refusal is not None:
-            raise self._refused(waiter.refusal, limit, monotonic() - waiter.since)
+            raise self._refused(waiter, limit, monotonic() - waiter.since)
 
     def resize(self, *, min_size: int | None = None, max_size: int | None = None) -> None:
         """Change the size. What is too many is closed: the idle now, the lent when they come back.
 
         Raises `ValueError` for sizes that cannot work; the pool then stays as it was.
         """
-        self._settings = self._resized(min_size, max_size)
-        self._step(self._core.resize, self._settings)
+        self._settings = settings = self._resized(min_size, max_size)
+        self._step(self._core.resize, settings)
+        self._tell(events.PoolResized, min_size=settings.min_size, max_size=settings.max_size)
 
     def refresh(self) -> None:
         """Replace every connection, as after a move or a new password: the idle now, the lent when they come back."""
         self._step(self._core.refresh)
+        self._tell(events.PoolRefreshed)
 
     def pause(self) -> None:
         """Lend nothing until `resume`; callers wait in line, and loans go on."""
         self._step(self._core.pause)
+        self._tell(events.PoolPaused)
 
     def resume(self) -> None:
         """Lend again, to those in line first."""
         self._step(self._core.resume)
+        self._tell(events.PoolResumed)
 
     def close(self, timeout: float = 5.0) -> None:
         """Close the pool: callers in line get `PoolClosed` at once, idle connections are closed, loans may end.
@@ -459,7 +471,7 @@ class Pool(Shell[C]):
         Waits up to `timeout` seconds for the loans. Connections still on loan then are named in a warning to the log,
         and closed when they come back. Closing twice is closing once.
         """
-        self._step(self._core.close)
+        self._close_down()
         deadline = monotonic() + timeout
         waiter: _ThreadWaiter[C] = self._waiter(timeout)
         self._await_all(self._core.drain, waiter)
@@ -488,14 +500,15 @@ class Pool(Shell[C]):
 
     # Waiting.
 
-    def _waiter(self, timeout: float | None) -> _ThreadWaiter[C]:
+    def _waiter(self, timeout: float | None, site: tuple[CodeType, int] | None = None) -> _ThreadWaiter[C]:
         now = monotonic()
         limit = self._settings.timeout if timeout is None else timeout
-        return _ThreadWaiter(get_ident(), now, now + limit, call_site(sys._getframe(2)))
+        return _ThreadWaiter(get_ident(), now, now + limit, site)
 
     def _wait(self, timeout: float | None) -> Claim[C]:
         """Borrow by way of the line."""
-        waiter = self._waiter(timeout)
+        # The frame of whoever entered the lease: one that is asked for stays in memory as long as it runs.
+        waiter = self._waiter(timeout, call_site(sys._getframe(3)))
         try:
             self._step(self._core.enrol, waiter)
             if not waiter.done:
@@ -503,10 +516,9 @@ class Pool(Shell[C]):
             if waiter.claim is not None:
                 return waiter.claim
         except BaseException:
-            self._step(self._core.cancel, waiter)
+            self._call_off(waiter)
             raise
-        assert waiter.refusal is not None
-        raise self._refused(waiter.refusal, waiter.deadline - waiter.since, monotonic() - waiter.since)
+        raise self._refusal_of(waiter)
 
     def _sit_out(self, waiter: _ThreadWaiter[C]) -> None:
         waiter.sleep()
@@ -536,8 +548,8 @@ class Pool(Shell[C]):
         if self._lock._is_owned():  # type: ignore[attr-defined]
             # A signal handler forks in the middle of a change; the child will do without what it cannot park.
             return
-        for entry in self._step(self._core.part):
-            self._end(Job(Task.CLOSE, entry, None))
+        for job in self._step(self._core.part):
+            self._end(job)
 
     def _after_fork_in_parent(self) -> None:
         if not self._lock._is_owned():  # type: ignore[attr-defined]
@@ -546,8 +558,8 @@ class Pool(Shell[C]):
     def _identify(self) -> Callable[[], int]:
         return get_ident
 
-    def _hang_bell(self) -> _ThreadBell:
-        return _ThreadBell()
+    def _hang_bell(self) -> ThreadBell:
+        return ThreadBell()
 
     def _kick(self) -> None:
         core = self._core
@@ -561,7 +573,7 @@ class Pool(Shell[C]):
         if unheard:
             self._bell.ring()
 
-    def _employ_keeper(self, bell: _ThreadBell) -> bool:
+    def _employ_keeper(self, bell: ThreadBell) -> bool:
         """Let one keeper have the post: callers who need one at the same time bring one each."""
         with self._lock:
             if self._kept or bell is not self._bell:
@@ -616,8 +628,7 @@ class Pool(Shell[C]):
             conn = self._connector.open(self._settings.connect_timeout)
             self._accept(conn)
         except BaseException as error:
-            self._step(core.open_failed, claim, error, self._is_refusal(error), random())
-            self._bell.ring()
+            self._fail(claim, error)
             return True
         self._install(claim, conn)
         return True
@@ -645,7 +656,7 @@ class Pool(Shell[C]):
         except Exception as error:
             log.debug("pool %r: %s failed: %r", self.name, job.task.value, error)
             sound = False
-        self._step(self._core.tended, job, sound)
+        self._tended(job, sound)
 
     def _end(self, job: Job[C]) -> None:
         entry = job.entry
@@ -657,9 +668,7 @@ class Pool(Shell[C]):
                 self._connector.abandon(entry.conn)
         except Exception as error:
             log.debug("pool %r: %s failed: %r", self.name, job.task.value, error)
-        self._step(self._core.closed, entry)
-        if self._core.closing:
-            self._bell.ring()
+        self._closed(entry)
 
     def _name_owner(self, owner: int) -> str:
         return thread_name(owner)

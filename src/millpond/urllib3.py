@@ -563,7 +563,7 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
         pool = self.pool
         self.pool = None  # pyright: ignore[reportIncompatibleVariableOverride]
         if pool is not None:
-            pool._step(pool._core.close)
+            pool._close_down()
 
 
 class HTTPSConnectionPool(  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -709,11 +709,22 @@ def test_the_pause_between_attempts_doubles_up_to_its_limit() -> None:
     outage = Outage(0.0)
     pauses = []
     for _ in range(8):
-        outage.failed(100.0, OSError(), False, 0.0)
-        pauses.append(round(outage.next_try - 100.0, 3))
+        now = outage.next_try
+        outage.failed(now, OSError(), False, 0.0)
+        pauses.append(round(outage.next_try - now, 3))
     assert pauses == [0.05, 0.1, 0.2, 0.4, 0.8, 0.8, 0.8, 0.8]
     outage.failed(100.0, OSError(), False, 1.0)
     assert outage.next_try == 100.4
+
+
+@pytest.mark.parametrize("refused", [True, False])
+def test_attempts_that_were_under_way_together_and_fail_together_are_one(refused: bool) -> None:
+    outage = Outage(0.0)
+    outage.failed(1.0, OSError(), refused, 0.0)
+    due = outage.next_try
+    for _ in range(3):
+        outage.failed(1.01, OSError(), refused, 0.0)
+    assert (outage.next_try, outage.attempts) == (due, 1)
 
 
 def test_a_refusal_stops_the_attempts_in_the_background() -> None:
@@ -726,8 +737,19 @@ def test_a_refusal_stops_the_attempts_in_the_background() -> None:
     assert bench.enrol("later").refusal is None
     bench.fail(bench.start(), PermissionError("wrong password"), refused=True)
     assert bench.enrol("at once").refusal is Refusal.DOWN
-    bench.now += 4.0
-    assert bench.enrol("four seconds later").refusal is Refusal.DOWN
+    bench.now += 0.9
+    assert bench.enrol("a second later").refusal is Refusal.DOWN
+
+
+def test_the_pause_after_refusals_doubles_up_to_its_limit() -> None:
+    outage = Outage(0.0)
+    pauses = []
+    for _ in range(6):
+        now = outage.next_try
+        outage.failed(now, PermissionError(), True, 0.9)
+        pauses.append(outage.next_try - now)
+        assert not outage.hasten(outage.next_try - 0.01)
+    assert pauses == [0.5, 1.0, 2.0, 4.0, 5.0, 5.0]
 
 
 def test_refresh_allows_another_attempt_after_a_refusal() -> None:
@@ -968,7 +990,7 @@ def test_what_is_idle_and_cannot_be_parked_is_given_out_for_closing_before_a_for
     bench = Bench(max_size=3)
     bare, other, parkable = bench.stock(3)
     parkable.descriptor = "a descriptor"
-    assert bench.core.part(bench.now) == [bare, other]
+    assert [job.entry for job in bench.core.part(bench.now)] == [bare, other]
     assert bench.core.chores == 0
     assert [claim.entry for claim in bench.core.idle] == [parkable]
     for entry in (bare, other):
@@ -980,7 +1002,7 @@ def test_what_is_idle_and_cannot_be_parked_is_given_out_for_closing_before_a_for
 def test_nothing_is_opened_until_a_fork_is_over() -> None:
     bench = Bench(max_size=3, min_size=1)
     (entry,) = bench.stock(1)
-    assert bench.core.part(bench.now) == [entry]
+    assert [job.entry for job in bench.core.part(bench.now)] == [entry]
     bench.core.closed(entry, bench.now)
     bench.enrol("caller")
     assert bench.core.opens_wanted(bench.now) == 0
@@ -1001,7 +1023,7 @@ def test_borrowers_may_come_while_a_fork_is_prepared() -> None:
 
     (entry,) = bench.stock(1)
     bench.core.idle = Shrinking(bench.core.idle)
-    assert bench.core.part(bench.now) == [entry]
+    assert [job.entry for job in bench.core.part(bench.now)] == [entry]
 
 
 def test_an_open_that_was_cut_short_leaves_no_trace_and_no_outage() -> None:
@@ -1011,6 +1033,14 @@ def test_an_open_that_was_cut_short_leaves_no_trace_and_no_outage() -> None:
     assert bench.core.outage is None
     assert bench.core.opens_wanted(bench.now) == 1
     bench.check()
+
+
+def test_who_of_those_in_line_is_among_the_borrowers_is_told() -> None:
+    bench = Bench(max_size=1)
+    bench.fill(1)
+    waiters = [bench.enrol(name) for name in ("one", "other")]
+    assert bench.core.waiting_of({waiters[0].owner}, bench.now) == sum(w.owner == waiters[0].owner for w in waiters)
+    assert bench.core.waiting_of(set(), bench.now) == 0
 
 
 def test_a_claim_that_was_cut_in_the_making_dies_quietly() -> None:
@@ -1143,7 +1173,7 @@ def test_audit_strikes_off_what_is_closed() -> None:
     (claim,) = bench.fill(1)
     bench.give(claim, Fitness.CUT)
     bench.work()
-    bench.core.entries.add(claim.entry)
+    bench.core.entries[claim.entry] = None
     assert bench.core.audit(bench.now) != []
     bench.check()
 

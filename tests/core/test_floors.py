@@ -47,6 +47,12 @@ def test_an_arrow_only_points_down(floor: str) -> None:
         assert ours <= FLOORS[floor], path.name
 
 
+def test_the_command_is_the_top_of_the_house() -> None:
+    for path in SOURCES.rglob("*.py"):
+        if path.parent.name != "cli" and path.name != "__main__.py":
+            assert not [name for name in imports(path) if name.startswith("millpond.cli")], path
+
+
 def test_only_the_core_and_the_hot_path_of_threads_change_an_entry_s_state() -> None:
     for path in SOURCES.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):

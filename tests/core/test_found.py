@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from unittest.mock import Mock
 
 import pytest
 
-from millpond._core.entry import State
+from millpond._core.core import BEAT, Task
+from millpond._core.entry import Reason, State
 from millpond._core.ledger import Ledger
+from millpond._core.settings import Settings
 
 from .conftest import Bench, Fitness
 from .test_shared import Sharing
@@ -84,3 +87,58 @@ def test_a_pool_that_uses_the_place_it_has_just_freed_tells_those_who_counted_on
     assert len(ledger.calls) == 1
     rich.give(first)
     assert rich.work() == ["close"]
+
+
+def test_a_connection_whose_closer_is_gone_is_closed_by_another() -> None:
+    bench = Bench(max_size=1)
+    (entry,) = bench.stock(1)
+    bench.core.condemn(entry, Reason.DISCARDED, bench.now)
+    bench.tick()
+    job = bench.core.next_chore(bench.now)
+    assert job is not None and job.task is Task.CLOSE
+    bench.tick(0.5)
+    assert bench.core.chores == 0, "somebody is at it"
+    del job
+    bench.tick(0.5)
+    assert bench.work() == ["abandon"]
+    assert not bench.core.entries
+
+
+def test_a_close_that_is_cut_short_before_anybody_has_the_job_is_begun_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(max_size=1)
+    (entry,) = bench.stock(1)
+    with monkeypatch.context() as patched:
+        patched.setattr("millpond._core.core.Job", Mock(side_effect=Struck))
+        with pytest.raises(Struck):
+            bench.core.condemn(entry, Reason.DISCARDED, bench.now)
+            bench.tick()
+    assert "nobody was closing <Entry 1 closing, 1 uses>" in bench.core.audit(bench.now)
+    assert bench.work() == ["abandon"]
+    assert not bench.core.entries
+
+
+def test_a_fork_that_is_cut_short_leaves_nothing_half_closed() -> None:
+    bench = Bench(max_size=1)
+    bench.stock(1)
+    bench.core.part(bench.now).clear()
+    assert bench.core.audit(bench.now) == ["nobody was closing <Entry 1 closing, 1 uses>"]
+    assert bench.work() == ["abandon"]
+
+
+def test_the_keeper_is_not_called_again_at_once_for_an_attempt_that_nobody_wants() -> None:
+    paused = Bench(max_size=1, ride_out=True)
+    paused.enrol("caller")
+    paused.fail(paused.start())
+    paused.core.pause(paused.now)
+    refused = Bench(min_size=1, max_size=1)
+    refused.fail(refused.start(), refused=True)
+    shrunk = Bench(max_size=2, ride_out=True)
+    shrunk.fill(1)
+    shrunk.enrol("caller")
+    shrunk.fail(shrunk.start())
+    shrunk.core.resize(Settings(max_size=1), shrunk.now)
+    for bench in (paused, refused, shrunk):
+        bench.tick(10.0)
+        assert bench.core.due(bench.now) == bench.now + BEAT
+    paused.core.resume(paused.now)
+    assert paused.core.due(paused.now) == paused.now

@@ -22,7 +22,7 @@ def test_what_is_free_goes_to_who_asks() -> None:
     assert (first.wants, first.stirred) == (2, True)
     assert ledger.balance() == [first]
     assert (first.quota, first.wants, second.quota, ledger.held) == (2, 0, 0, 2)
-    assert ledger.limit == first.limit == 3
+    assert ledger.limit == 3
 
 
 def test_the_caller_who_has_waited_longest_is_first() -> None:
@@ -136,7 +136,24 @@ def test_a_lowered_limit_is_called_for() -> None:
         ledger.resize(0)
     ledger.resize(2)
     assert ledger.balance() == []
-    assert len(ledger.calls) == 2
+    assert len(ledger.excess) == 2
+    declare(share, 4, 2, since=0.0)
+    ledger.balance()
+    assert [share.answer(0.0) for _ in range(3)] == [True, True, False], "though its own callers wait"
+
+
+def test_a_lowered_limit_is_told_to_those_too_whose_own_callers_wait() -> None:
+    ledger = Ledger(4)
+    busy, other = ledger.join(0), ledger.join(0)
+    for share in (busy, other):
+        declare(share, 0, 2, since=0.0)
+        ledger.balance()
+        declare(share, 2, 1, since=1.0)
+    ledger.resize(3)
+    ledger.balance()
+    assert (len(ledger.excess), ledger.givers()) == (1, [busy, other])
+    busy.alert = True
+    assert ledger.givers() == [other], "the first knows already"
 
 
 class Pool:

@@ -48,6 +48,18 @@ def test_nothing_is_opened_beyond_the_quota() -> None:
     bench.check()
 
 
+def test_nothing_is_opened_with_permits_that_have_lapsed() -> None:
+    ledger = Ledger(2)
+    bench = Sharing(ledger)
+    bench.enrol("caller")
+    bench.settle()
+    ledger.good_until = bench.now
+    assert bench.core.opens_wanted(bench.now) == 0
+    assert bench.core.next_open(bench.now) is None
+    ledger.good_until = bench.now + 0.1
+    assert bench.core.opens_wanted(bench.now) == 1
+
+
 def test_an_idle_connection_is_closed_for_another_pool_and_its_place_goes_over() -> None:
     ledger = Ledger(1)
     rich, poor = Sharing(ledger), Sharing(ledger)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
+import itertools
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Iterator
 from typing import Any
 
 import anyio
 import pytest
 import trio
 
-from millpond import AsyncPool, ConnectFailed, PoolError, PoolTimeout
-from millpond.connectors.asyncpg import Asyncpg
-from millpond.connectors.psycopg import AsyncPsycopg
-from millpond.testing import AsyncFakeConnector, FakeConnection, Postgres
+from millpond import AsyncPool, ConnectFailed, PoolClosed, PoolError, PoolTimeout
+from millpond._core.core import BEAT
+from millpond.testing import AsyncFakeConnector, FakeConnection, Postgres, Valkey
 
+from .drivers import DRIVERS, Servers, echo_server
 from .patience import LOOPS, Loop, assert_whole_async, run, until_seen
 
 FakePool = AsyncPool[FakeConnection]
@@ -384,45 +385,69 @@ def test_a_pool_whose_own_tasks_are_cancelled_goes_on() -> None:
     asyncio.run(main())
 
 
-# The same against PostgreSQL: bodies that the server is at work for
+def test_who_waits_for_a_pool_to_close_learns_at_once_that_its_last_opener_was_cancelled() -> None:
+    class Asleep(AsyncFakeConnector):
+        async def open(self, timeout: float) -> FakeConnection:
+            await asyncio.sleep(60)
+            raise AssertionError("it is cancelled before")
+
+    async def main() -> None:
+        pool = FakePool(Asleep(), max_size=1)
+        caller = asyncio.create_task(pool.acquire(timeout=60))
+        await until_seen(lambda: pool.stats().opening == 1)
+        close = asyncio.create_task(pool.close(timeout=30))
+        await asyncio.wait([caller], timeout=5)
+        (opener,) = [task for task in asyncio.all_tasks() if "_open_all" in repr(task)]
+        opener.cancel()
+        # Long before the keeper looks the pool over, which would wake it, too.
+        async with asyncio.timeout(BEAT / 2):
+            await close
+        with pytest.raises(PoolClosed):
+            await caller
+
+    asyncio.run(main())
 
 
-@pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
+# The same with real connections, whose servers are at work when the caller is cut
+
+
+@pytest.fixture(scope="module")
+def servers(postgres: Postgres, valkey: Valkey, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    with echo_server() as port:
+        yield Servers(postgres.url, valkey.url, port, tmp_path_factory.mktemp("drivers"))
+
+
+@pytest.mark.parametrize(("name", "loop"), [(name, loop) for name, driver in DRIVERS.items() for loop in driver.loops])
 @pytest.mark.parametrize(("when", "times"), WAYS)
-def test_a_caller_cancelled_at_any_await_of_a_query(postgres: Postgres, driver: str, when: str, times: int) -> None:
-    async def main() -> int:
-        connector: Any = AsyncPsycopg(postgres.url) if driver == "psycopg" else Asyncpg(postgres.url)
-        async with AsyncPool[Any](connector, max_size=2) as pool:
+@pytest.mark.parametrize("new", [False, True], ids=["idle", "new"])
+def test_a_caller_cancelled_at_any_await_of_a_real_connection(
+    servers: Servers, name: str, loop: Loop, when: str, times: int, new: bool
+) -> None:
+    driver = DRIVERS[name]
+    numbers = itertools.count(18)
 
-            async def ask() -> None:
-                async with pool.connection() as conn:
-                    if driver == "psycopg":
-                        async with conn.transaction():
-                            await (await conn.execute("select 17, pg_sleep(0.001)")).fetchone()
-                    else:
-                        async with conn.transaction():
-                            await conn.fetchrow("select 17, pg_sleep(0.001)")
+    async def main() -> int:
+        async with AsyncPool[Any](driver.connector(servers), max_size=2) as pool:
+
+            async def ask(timeout: float = 3) -> None:
+                number = next(numbers)
+                async with pool.connection(timeout) as conn:
+                    assert await driver.ask(conn, number) == number
 
             async def look() -> None:
-                numbers = []
-                for number in (18, 19):
-                    async with pool.connection(timeout=3) as conn:
-                        row = await (
-                            (await conn.execute(f"select {number}")).fetchone()
-                            if driver == "psycopg"
-                            else conn.fetchrow(f"select {number}")
-                        )
-                        numbers.append(row[0])
-                assert numbers == [18, 19]
+                for _ in range(2):
+                    await ask()
                 await until_seen(lambda: not pool.stats().lent)
                 assert pool._step(pool._core.audit) == []
 
             async def make() -> Attempt:
+                if new:
+                    pool.refresh()
                 return ask(), look
 
             return await every_cut(make, when, times)
 
-    assert asyncio.run(main()) >= 2
+    assert run(loop, main) >= 1 + new
 
 
 def test_the_enumeration_would_notice_a_slot_that_is_lost() -> None:

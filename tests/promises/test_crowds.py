@@ -6,7 +6,7 @@ import asyncio
 import threading
 
 import pytest
-from benchmarks import burst, crowd, fairness, hot_path
+from benchmarks import burst, crowd, fairness
 
 from millpond import AsyncPool, Pool
 from millpond.testing import AsyncFakeConnector, FakeConnection, FakeConnector
@@ -101,12 +101,3 @@ def test_a_loan_costs_no_more_among_ten_thousand_connections_and_a_hundred_thous
         return asyncio.run(crowd.costs()).excess
 
     assert measured(measure, lambda excess: excess <= crowd.GOAL, attempts=2) <= crowd.GOAL
-
-
-def test_a_loan_of_an_idle_connection_costs_little_more_than_an_empty_with() -> None:
-    def measure() -> float:
-        empty, borrow = hot_path.costs()
-        return borrow / empty
-
-    limit = NOISE * hot_path.GOAL
-    assert measured(measure, lambda ratio: ratio <= limit) <= limit

@@ -9,16 +9,19 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import textwrap
 import threading
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import pytest
 
-from millpond import ConnectFailed, Pool
+from millpond import ConnectFailed, Pool, _fork
 from millpond.connectors.sqlite import Sqlite
 from millpond.testing import FakeConnector, Postgres, Proxy
 
@@ -282,6 +285,49 @@ def test_callers_in_line_at_the_fork_are_the_parents_only() -> None:
     pool.close()
 
 
+CLOSING = """
+    import os, sys, threading
+    from millpond import Pool
+    from millpond.connectors.sockets import Socket
+
+    begun, go_on = threading.Event(), threading.Event()
+
+    class Slow(Socket):
+        def close(self, conn):
+            begun.set()
+            go_on.wait(10)
+            conn.close()
+
+    pool = Pool(Slow("127.0.0.1", int(sys.argv[1])))
+    with pool.connection() as conn:
+        pool.discard(conn)
+    begun.wait(10)
+    del conn
+    child = os.fork()
+    if child == 0:
+        sys.stdin.read()
+        os._exit(0)
+    go_on.set()
+    pool.close()
+    os.waitpid(child, 0)
+"""
+
+
+def test_a_connection_that_is_being_closed_at_the_fork_ends_though_the_child_lives() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        command = [sys.executable, "-c", textwrap.dedent(CLOSING), str(listener.getsockname()[1])]
+        with subprocess.Popen(command, stdin=subprocess.PIPE) as program:
+            try:
+                conn, _ = listener.accept()
+                conn.settimeout(10)
+                with conn:
+                    assert conn.recv(1) == b""
+                assert program.poll() is None, "the child lives"
+            finally:
+                program.communicate(timeout=10)
+        assert program.returncode == 0
+
+
 def test_a_fork_while_other_threads_borrow_and_open() -> None:
     """Forked a hundred times, at any moment of theirs: the child's pool works each time, the parent's all the time."""
     pool = Pool(FakeConnector(open_time=0.0005), max_size=3, max_uses=20, timeout=5)
@@ -313,3 +359,26 @@ def test_a_fork_while_other_threads_borrow_and_open() -> None:
         thread.join(5)
     assert errors == []
     pool.close()
+
+
+def test_pools_are_found_while_other_threads_make_some() -> None:
+    ended = threading.Event()
+
+    def make() -> None:
+        pools: deque[Pool[Any]] = deque(maxlen=100)
+        while not ended.is_set():
+            with Pool(FakeConnector()) as pool:
+                pools.append(pool)
+
+    interval = sys.getswitchinterval()
+    maker = threading.Thread(target=make)
+    maker.start()
+    try:
+        sys.setswitchinterval(1e-6)
+        deadline = monotonic() + 1
+        while monotonic() < deadline:
+            _fork.pools()
+    finally:
+        sys.setswitchinterval(interval)
+        ended.set()
+        maker.join()

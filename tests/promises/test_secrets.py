@@ -6,18 +6,20 @@ import asyncio
 import functools
 import gc
 import logging
+import os
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import quote, urlsplit
 
 import psycopg
 import pytest
 
-from millpond import AsyncPool, ConnectFailed, Pool, PoolError
+from millpond import AsyncPool, ConnectFailed, Pool, PoolError, _looking, expose, logs
 from millpond.connectors.asyncpg import Asyncpg
 from millpond.connectors.dbapi import DBAPI
 from millpond.connectors.psycopg import AsyncPsycopg, Psycopg
@@ -80,9 +82,21 @@ def unwelcoming(request: pytest.FixtureRequest, postgres: Postgres) -> Iterator[
             yield "127.0.0.1", port.number
 
 
+@pytest.fixture(autouse=True)
+def exposed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Have the pools of this process told to others, on a socket whose path is short enough."""
+    with TemporaryDirectory() as folder:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", folder)
+        end = expose()
+        yield
+        end()
+
+
 def said_by(pool: Pool[Any] | AsyncPool[Any]) -> str:
-    """Return what a pool tells of itself."""
-    parts = (pool, pool.settings, pool.stats(), pool.leases(), pool.connection(), pool._connector)
+    """Return what a pool tells of itself, to its own process and to others."""
+    (told,) = [answer for process, answer in _looking.look(10) if process.pid == os.getpid()]
+    assert pool.name in [other["stats"]["name"] for other in told["pools"]]
+    parts = (pool, pool.settings, pool.stats(), pool.leases(), pool.connection(), pool._connector, told)
     return "\n".join(f"{part} {part!r}" for part in parts)
 
 
@@ -102,7 +116,14 @@ def said_of(error: BaseException) -> str:
 
 def logged(caplog: pytest.LogCaptureFixture) -> str:
     formatter = logging.Formatter("%(name)s %(message)s")
-    return "\n".join(formatter.format(record) for record in caplog.records)
+    return "\n".join(f"{formatter.format(record)} {vars(record)}" for record in caplog.records)
+
+
+@pytest.fixture(autouse=True)
+def all_is_logged() -> Iterator[None]:
+    uninstall = logs.install(loans=True)
+    yield
+    uninstall()
 
 
 @pytest.mark.parametrize("ride_out", [False, True])
@@ -114,6 +135,9 @@ def test_a_thread_that_is_not_served_is_told_no_password(
     with Pool[Any](THREADS[kind](*unwelcoming), ride_out=ride_out) as pool:
         with pytest.raises(PoolError) as failure:
             pool.acquire(timeout=0.2 if ride_out else 5)
+        if failure.value.__cause__ is None:  # a busy machine may not know the cause in a moment
+            with pytest.raises(PoolError) as failure:
+                pool.acquire(timeout=5)
         with pytest.raises(PoolError) as cold:
             pool.resize(min_size=1)
             pool.warm(timeout=0.2)
@@ -137,6 +161,9 @@ def test_a_task_that_is_not_served_is_told_no_password(
         async with AsyncPool[Any](TASKS[kind](*unwelcoming), ride_out=ride_out) as pool:
             with pytest.raises(PoolError) as failure:
                 await pool.acquire(timeout=0.2 if ride_out else 5)
+            if failure.value.__cause__ is None:
+                with pytest.raises(PoolError) as failure:
+                    await pool.acquire(timeout=5)
             assert failure.value.__cause__ is not None
             return said_of(failure.value) + said_by(pool)
 

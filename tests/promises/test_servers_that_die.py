@@ -15,11 +15,13 @@ import psycopg
 import pytest
 from benchmarks import failed_open, recovery
 
-from millpond import AsyncPool, ConnectFailed, Pool
+from millpond import AsyncPool, ConnectFailed, Pool, _watcher
 from millpond.connectors.asyncpg import Asyncpg
 from millpond.connectors.psycopg import AsyncPsycopg, Psycopg
-from millpond.testing import Postgres
+from millpond.testing import Postgres, Proxy, Valkey
 
+from ..httpx.conftest import LIBRARIES, Caller
+from ..httpx.server import Server
 from .patience import until, until_seen
 
 ROUNDS = 3
@@ -73,6 +75,50 @@ def test_a_lone_idle_connection_of_asyncpg_is_known_dead(mortal: Postgres) -> No
                 await until_seen(lambda: pool.stats().idle == 0, timeout=0.3)
 
     asyncio.run(main())
+
+
+def forestall_watcher(pool: AsyncPool[Any]) -> None:
+    """Have the loop be first: it reads idle connections, too, and epoll forgets a descriptor that is closed."""
+    for entry in pool._core.entries:
+        assert isinstance(entry.descriptor, _watcher.Descriptor)
+        assert _watcher._watcher is not None
+        _watcher._watcher.epoll.unregister(entry.descriptor.number)
+
+
+def test_a_connection_of_redis_that_its_loop_finds_dead_before_the_watcher_is_known_dead(valkey: Valkey) -> None:
+    async def main() -> None:
+        with Proxy(valkey.host, valkey.port) as proxy:
+            async with AsyncPool[Any].from_url(proxy.url_for(valkey.url), max_size=1) as pool:
+                for fault in (proxy.reset, proxy.reset):
+                    async with pool.connection() as conn:
+                        await conn.send_command("PING")
+                        await conn.read_response()
+                    forestall_watcher(pool)
+                    await asyncio.to_thread(fault)
+                    await until_seen(lambda: pool.stats().size == 0)
+                async with pool.connection() as conn:
+                    await conn.disconnect()  # by redis-py itself, which connects again
+                    await conn.send_command("PING")
+                    await conn.read_response()
+                assert pool.stats().closes == {"hung up": 2}
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_a_connection_of_httpx_that_its_loop_finds_dead_before_the_watcher_is_known_dead(library: str) -> None:
+    async def main(server: Server) -> None:
+        caller = Caller("asyncio", library)
+        with Proxy("127.0.0.1", server.port) as proxy:
+            await caller.say(f"http://127.0.0.1:{proxy.port}/say/word")
+            forestall_watcher(caller.pool)
+            pool = caller.pool
+            await asyncio.to_thread(proxy.reset)
+            await until_seen(lambda: pool.stats().size == 0)
+            await caller.close()
+
+    with Server() as server:
+        asyncio.run(main(server))
 
 
 def test_nobody_is_lent_a_dead_connection_after_every_backend_was_terminated(mortal: Postgres) -> None:

@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from millpond.testing import Postgres
+from millpond import Pool
+from millpond._core.core import Core
+from millpond.testing import FakeConnection, FakeConnector, Postgres
 
 from .patience import until
 
@@ -85,3 +87,24 @@ def test_a_stopped_process_goes_on_without_a_dead_connection(impatient: Postgres
             told.append((way, json.loads(answer)))
     assert [(way, said) for way, said in told if said["dead"] or said["failed"]] == []
     assert all(said["lent"] >= 30 for _, said in told)
+
+
+def test_a_suspended_machine_is_noticed_though_the_keeper_was_struck_in_between(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[bool] = []
+    tick = Core.tick
+
+    def strike_once(self: Core[FakeConnection], slept: bool, now: float) -> None:
+        told.append(slept)
+        if slept and told.count(True) == 1:
+            raise ConnectionError("struck")
+        tick(self, slept, now)
+
+    with Pool(FakeConnector(), max_size=1) as pool:
+        with pool.connection():
+            pass
+        monkeypatch.setattr(Core, "tick", strike_once)
+        monkeypatch.setattr("millpond._shell._suspended_for", lambda: 1e6)
+        until(lambda: pool.stats().checks == 1)
+    assert told.count(True) == 2

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from contextlib import suppress
 
 import pytest
 
-from millpond import ConnectFailed, Pool
-from millpond.testing import FakeConnection, FakeConnector
+from millpond import AsyncPool, ConnectFailed, Pool
+from millpond._core.entry import Entry
+from millpond.testing import AsyncFakeConnector, FakeConnection, FakeConnector
 
-from .patience import until
+from .patience import until, until_seen
 
 
 def test_nothing_spins_while_all_workers_are_busy() -> None:
@@ -64,3 +66,46 @@ def test_callers_learn_at_once_that_no_thread_can_be_started_and_are_served_when
 
         until(served)
         assert len(failed) == 2
+
+
+def test_workers_that_die_while_they_close_have_successors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More of them than work at a time: each leaves its place, and what it was about to close."""
+
+    class Deadly(FakeConnector):
+        def close(self, conn: FakeConnection) -> None:
+            super().close(conn)
+            raise SystemExit
+
+    deaths: list[threading.ExceptHookArgs] = []
+    monkeypatch.setattr(threading, "excepthook", deaths.append)
+    with Pool(Deadly(), max_size=1) as pool:
+        for _ in range(6):
+            with pool.connection(timeout=5):
+                pass
+            pool.refresh()
+        until(lambda: pool.stats().size == 0)
+    assert len(deaths) == 6
+
+
+def test_a_task_that_is_struck_before_it_closes_has_a_successor() -> None:
+    class Struck(Exception):
+        """What a signal handler raises."""
+
+    strikes = [Struck()]
+
+    class Pool(AsyncPool[FakeConnection]):
+        def _unwatch(self, entry: Entry[FakeConnection]) -> None:
+            if strikes:
+                raise strikes.pop()
+            super()._unwatch(entry)
+
+    async def close_one() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
+        async with Pool(AsyncFakeConnector(), max_size=1) as pool:
+            async with pool.connection():
+                pass
+            pool.refresh()
+            await until_seen(lambda: pool.stats().size == 0)
+        assert not strikes
+
+    asyncio.run(close_one())

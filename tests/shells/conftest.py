@@ -87,7 +87,9 @@ async def _plain(work: Callable[[], Awaitable[object]]) -> None:
 
 async def in_thread(function: Callable[[], Any]) -> Any:
     """Run what may block in a thread; if the waiting is given up, the thread goes on."""
-    return await anyio.to_thread.run_sync(function, abandon_on_cancel=True, limiter=_unlimited())
+    # A thread of an older anyio remembers what it ran last, and with it a pool that is to be dropped.
+    once = [function]
+    return await anyio.to_thread.run_sync(lambda: once.pop()(), abandon_on_cancel=True, limiter=_unlimited())
 
 
 def _unlimited() -> anyio.CapacityLimiter:

@@ -106,6 +106,27 @@ async def test_a_pool_is_sure_of_its_min_size(make: Make) -> None:
         greedy.pool.release(conn)
 
 
+async def test_a_lowered_limit_holds_though_callers_wait_for_every_connection(make: Make) -> None:
+    budget = millpond.Budget(3)
+    shell = make(max_size=3, budget=budget)
+    over = False
+
+    async def call() -> None:
+        while not over:
+            async with shell.lent():
+                await anyio.sleep(0.001)
+
+    async with anyio.create_task_group() as group:
+        for _ in range(8):
+            group.start_soon(call)
+        await shell.until(lambda stats: stats.lent == 3)
+        budget.resize(1)
+        with anyio.fail_after(5):
+            while budget.used > 1:
+                await anyio.sleep(0.01)
+        over = True
+
+
 async def test_a_pool_that_is_closed_or_dropped_gives_its_places_back(way: Any, make: Make) -> None:
     budget = millpond.Budget(1)
     first, then = make(budget=budget), make(budget=budget)
@@ -262,6 +283,15 @@ async def test_a_closed_keyed_pool_wakes_all_callers_and_makes_no_pool_any_more(
             pool.release(conn)
     with pytest.raises(millpond.PoolClosed, match="keyed pool 'pool' is closed"):
         keyed.pool["a"]
+
+
+async def test_closing_a_keyed_pool_closes_its_connections_in_good_order(way: Any) -> None:
+    keyed = Keyed(way)
+    for key in "abc":
+        keyed.pool[key].release(await keyed.acquire(key))
+    gc.collect()
+    await keyed.close()
+    assert [(len(fake.closed), len(fake.abandoned)) for fake in keyed.fakes.values()] == [(1, 0)] * 3
 
 
 async def test_a_keyed_pool_that_was_never_closed_says_so(way: Any) -> None:

@@ -19,7 +19,8 @@ import millpond
 from millpond import Stats
 from millpond.testing import AsyncFakeConnector, FakeConnection, FakeConnector
 
-from .conftest import Shell
+from ..promises.patience import until
+from .conftest import Shell, in_thread
 
 pytestmark = pytest.mark.anyio
 Make = Callable[..., Shell]
@@ -83,7 +84,7 @@ async def test_a_caller_waits_no_longer_than_its_timeout_and_learns_why(make: Ma
     text = str(error)
     assert "pool 'orders' lent no connection within 0.05 s: all connections are on loan" in text
     assert "1 of 1 lent, 0 idle, 0 opening; 0 callers wait; oldest loan" in text
-    assert "hint: raise max_size" in text
+    assert "hint: " in text
     shell.pool.release(conn)
     assert shell.pool.stats().timeouts == 1
 
@@ -568,10 +569,55 @@ async def test_an_outage_is_logged_once_when_it_begins_and_once_when_it_ends(
     assert caplog.text.count("connected to fake://nowhere again") == 1
 
 
+async def test_one_who_holds_a_connection_and_waits_for_another_is_told_so(make: Make) -> None:
+    shell = make(max_size=1)
+
+    def borrow_twice() -> str:
+        with shell.pool.connection(), pytest.raises(millpond.PoolTimeout) as caught:
+            shell.pool.acquire(0.01)
+        return str(caught.value)
+
+    async def borrow_twice_in_a_task() -> str:
+        async with shell.pool.connection():
+            with pytest.raises(millpond.PoolTimeout) as caught:
+                await shell.pool.acquire(0.01)
+        return str(caught.value)
+
+    said = await (in_thread(borrow_twice) if shell.way == "threads" else borrow_twice_in_a_task())
+    assert "all connections are on loan, 1 of them to this very caller" in said
+    assert "hint: borrow once for the whole of the work, and pass the connection on" in said
+
+
+async def test_those_who_hold_a_connection_and_wait_for_another_are_counted(make: Make) -> None:
+    shell = make(max_size=2)
+
+    def borrow_twice() -> None:
+        with shell.pool.connection(5):
+            until(lambda: shell.pool.stats().lent == 2)
+            shell.pool.release(shell.pool.acquire(5))
+
+    async def borrow_twice_in_a_task() -> None:
+        async with shell.pool.connection(5):
+            await shell.until(lambda stats: stats.lent == 2)
+            shell.pool.release(await shell.pool.acquire(5))
+
+    async def call() -> None:
+        await (in_thread(borrow_twice) if shell.way == "threads" else borrow_twice_in_a_task())
+
+    async with anyio.create_task_group() as group:
+        for _ in range(2):
+            group.start_soon(call)
+        await shell.until(lambda stats: stats.waiting == 2)
+        with pytest.raises(millpond.PoolTimeout, match="2 of those who wait have one already"):
+            await shell.acquire(0.01)
+        shell.pool.resize(max_size=3)  # which lets one go on, and then the other
+
+
 async def test_an_unclosed_pool_is_a_warning_that_names_where_it_was_made(way: str) -> None:
-    with pytest.warns(ResourceWarning, match=r"pool 'forgotten', made at conftest\.py:\d+, was never closed"):
+    with pytest.warns(ResourceWarning, match=r"pool 'forgotten', made at conftest\.py:\d+, was never closed") as caught:
         Shell(way, name="forgotten")  # type: ignore[arg-type]
         gc.collect()
+    assert [warning.source for warning in caught] == [None], "whoever collects warnings brings it back to life"
 
 
 async def test_errors_survive_pickling(make: Make) -> None:

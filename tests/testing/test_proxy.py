@@ -256,6 +256,22 @@ def test_what_was_sent_into_a_black_hole_arrives_when_it_heals(wire: Wire) -> No
     assert read(wire.accept(), 4) == b"late"
 
 
+def test_a_dropped_connection_never_speaks_again_and_new_ones_do(wire: Wire) -> None:
+    client, server = wire.pair()
+    wire.proxy.drop()
+    client.sendall(b"hello?")
+    server.sendall(b"anybody?")
+    wire_has(wire, 6)
+    server.close()
+    wire.proxy.heal()
+    assert silent(client)
+    wire.proxy.delay(0.01)
+    late = wire.client()
+    late.sendall(b"late")
+    assert read(wire.accept(), 4) == b"late"
+    assert silent(client)
+
+
 @pytest.mark.skipif(not os.path.exists("/proc/sys/net"), reason="other systems accept into the queue all the same")
 def test_black_hole_that_accepts_nobody_leaves_connects_unanswered_until_it_heals(wire: Wire) -> None:
     live, server = wire.pair()

@@ -11,7 +11,7 @@ import pytest
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-@pytest.mark.parametrize("library", ["urllib3", "requests"])
+@pytest.mark.parametrize("library", ["urllib3", "requests", "httpx"])
 def test_both_examples_print_the_same(library: str) -> None:
     printed = {
         subprocess.run(

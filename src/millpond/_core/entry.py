@@ -68,9 +68,11 @@ class Entry(Generic[C]):
 
     __slots__ = (
         "asked",
+        "born",
         "conn",
         "descriptor",
         "doom",
+        "end",
         "expires",
         "generation",
         "good_until",
@@ -78,7 +80,6 @@ class Entry(Generic[C]):
         "key",
         "leak_told",
         "owner",
-        "queued",
         "serial",
         "since",
         "site",
@@ -110,18 +111,24 @@ class Entry(Generic[C]):
         self.expires = 0.0
         self.idle_since = now
         """Since when it has been idle at most, as far as is known: a return reads no clock."""
+        self.born = now
+        """When it was opened."""
         self.asked = now
         """When it last proved to be alive to a check; when the check began that it is in."""
         self.descriptor: Hashable | None = None
         """The shell's name for its file descriptor."""
-        self.queued = False
-        """Whether its close has been handed out as a job."""
+        self.end: Callable[[], object | None] = _nothing
+        """Returns the job of closing it, if somebody has that."""
         self.stalled = False
         """Whether the check or reset that it is in takes too long to be counted on."""
         self.leak_told = 0
 
     def __repr__(self) -> str:
         return f"<Entry {self.serial} {self.state.value}, {self.uses} uses>"
+
+
+def _nothing() -> None:
+    return None
 
 
 class Claim(Generic[C]):
@@ -135,16 +142,16 @@ class Claim(Generic[C]):
     There are two guards because a finaliser, too, can be struck by an exception, and is not run again.
     """
 
-    __slots__ = ("_guards", "entry")
+    __slots__ = ("_guard", "_twin", "entry")
 
     def __init__(self, entry: Entry[C], lost: Callable[[Entry[C]], None]) -> None:
         self.entry = entry
-        self._guards = (_Guard(entry, lost), _Guard(entry, lost))
+        self._guard = _Guard(entry, lost)
+        self._twin = _Guard(entry, lost)
 
     def dissolve(self) -> None:
         """Give the right up in good order: its end is not to be reported."""
-        for guard in self._guards:
-            guard.lost = None
+        self._guard.lost = self._twin.lost = None
 
 
 class _Guard(Generic[C]):

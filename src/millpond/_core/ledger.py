@@ -64,14 +64,13 @@ class Share:
         return self.granted - self.returned
 
     @property
-    def limit(self) -> int:
-        """The limit of the whole budget."""
-        return self._ledger.limit
-
-    @property
     def exhausted(self) -> bool:
         """Whether the whole budget is taken."""
         return self._ledger.held >= self._ledger.limit
+
+    def room(self, size: int, now: float) -> int:
+        """How many connections a pool of so many may open now."""
+        return self.quota - size if now < self._ledger.good_until else 0
 
     @property
     def wants(self) -> int:
@@ -107,25 +106,25 @@ class Share:
     @property
     def called(self) -> bool:
         """Whether connections are to be closed so that other pools can open some."""
-        return bool(self._ledger.calls)
+        return bool(self._ledger.excess or self._ledger.calls)
 
     def answer(self, waiting_since: float) -> bool:
         """Whether this pool should close a connection now, idle or just returned: at most one for each call.
 
-        A pool whose own callers wait (`waiting_since` tells since when, or is infinite) keeps what it has, unless
-        another's caller has waited for longer, and that pool has nothing, or would still have less than this one.
-        Without the second condition two pools would take one connection from each other again and again.
+        If there are more connections than there may be, it should, whoever waits for it. Else a pool whose own callers
+        wait (`waiting_since` tells since when, or is infinite) keeps what it has, unless another's caller has waited
+        for longer, and that pool has nothing, or would still have less than this one. Without the second condition two
+        pools would take one connection from each other again and again.
         """
         ledger = self._ledger
-        if waiting_since < math.inf:
-            if waiting_since <= ledger.oldest:
+        if not _taken(ledger.excess):
+            if waiting_since < math.inf:
+                if waiting_since <= ledger.oldest:
+                    return False
+                if ledger.next_has > 0 and self.quota - ledger.next_has < 2:
+                    return False
+            if not _taken(ledger.calls):
                 return False
-            if ledger.next_has > 0 and self.quota - ledger.next_has < 2:
-                return False
-        try:
-            ledger.calls.pop()
-        except IndexError:
-            return False
         self.owing += 1
         return True
 
@@ -138,13 +137,17 @@ class Ledger:
     deque, whose pop is atomic.
     """
 
-    __slots__ = ("calls", "limit", "next_has", "oldest", "shares")
+    __slots__ = ("calls", "excess", "good_until", "limit", "next_has", "oldest", "shares")
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self.shares: set[Share] = set()
+        self.good_until = math.inf
+        """Until when permits may be used to open connections: one who is stopped for longer wakes up without any."""
+        self.shares: dict[Share, None] = {}
         self.calls: deque[None] = deque()
-        """One for each connection that is to be closed to make room."""
+        """One for each connection that is to be closed to make room for a caller elsewhere."""
+        self.excess: deque[None] = deque()
+        """One for each that is to be closed because the limit was lowered."""
         self.oldest = math.inf
         """Since when the caller has waited who waits longest for a permit."""
         self.next_has = 0
@@ -159,7 +162,7 @@ class Ledger:
         """Open a share for a pool; raise ValueError if its minimum cannot be guaranteed beside those of the others."""
         share = Share(self, minimum)
         self.check(share, minimum)
-        self.shares.add(share)
+        self.shares[share] = None
         return share
 
     def check(self, share: Share, minimum: int) -> None:
@@ -180,14 +183,17 @@ class Ledger:
 
     def leave(self, share: Share) -> None:
         """Close the share of a pool that is no more."""
-        self.shares.discard(share)
+        self.shares.pop(share, None)
 
     def givers(self) -> list[Share]:
         """Return those who are to look for calls: those with the longest idle connections, or all who have any."""
         idle = [share for share in self.shares if share.idle and share.quota > share.minimum]
-        if len(idle) >= len(self.calls):
+        calls = len(self.excess) + len(self.calls)
+        if len(idle) >= calls:
             # One more than is needed, as a borrower may be quicker.
-            return nsmallest(len(self.calls) + 1, idle, key=_last_used)
+            return nsmallest(calls + 1, idle, key=_last_used)
+        if self.excess:
+            return [share for share in self.shares if share.quota and not share.alert]
         # Those who lack connections themselves look anyway, and so do those who know already.
         return [share for share in self.shares if share.quota and not share.wants and not share.alert]
 
@@ -205,15 +211,28 @@ class Ledger:
                 served.append(share)
         wanting = [share for share in asking if share.wants]
         self.oldest, self.next_has = (wanting[0].since, wanting[0].quota) if wanting else (math.inf, 0)
-        # A limit that was lowered is wanting, too. What is being closed already need not be called for.
-        missing = sum(share.wants for share in wanting) + max(0, -free) - sum(share.closing for share in self.shares)
-        while len(self.calls) > missing:
-            try:
-                self.calls.pop()
-            except IndexError:
-                break
-        self.calls.extend([None] * (missing - len(self.calls)))
+        # What is being closed already need not be called for.
+        excess = max(0, -free) - sum(share.closing for share in self.shares)
+        _set_length(self.excess, excess)
+        _set_length(self.calls, sum(share.wants for share in wanting) + min(0, excess))
         return served
+
+
+def _taken(calls: deque[None]) -> bool:
+    """Take one; tell whether there was one."""
+    try:
+        calls.pop()
+    except IndexError:
+        return False
+    return True
+
+
+def _set_length(calls: deque[None], length: int) -> None:
+    """Have as many, while others may be taking some."""
+    while len(calls) > length:
+        if not _taken(calls):
+            break
+    calls.extend([None] * (length - len(calls)))
 
 
 def _last_used(share: Share) -> float:

@@ -11,9 +11,10 @@ import asyncio
 import os
 import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cache
+from functools import cache, partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
+from weakref import ref
 
 from redis import exceptions
 from redis.asyncio.connection import AbstractConnection as AsyncConnection
@@ -143,6 +144,9 @@ class Tally:
         self._answered += 1
         if self._answered == self._ending_at and not isinstance(error, exceptions.ExecAbortError):
             # What was to end has not ended.
+            self._session |= SPOILT
+        elif isinstance(error, exceptions.ReadOnlyError):
+            # A primary that was demoted goes on answering. Its name may lead elsewhere by now (go-redis does the same).
             self._session |= SPOILT
 
     def _end(self, sock: socket.socket | None) -> None:
@@ -305,6 +309,16 @@ class AsyncTally(Tally):
         # That is hiredis. redis-py's own parser takes from the stream what belongs to a reply, and no more.
         self._unread = (lambda: incoming) if reader is None else (lambda: incoming or reader.has_data())
         self._settle_in()
+        self._have_loss_told()
+
+    def _have_loss_told(self) -> None:
+        """Have the loop tell of a hang-up: it reads idle connections, too, and closes them before others can look."""
+        writer = self._writer
+        descriptor = _watcher.identify(writer.get_extra_info("socket").fileno())
+        if descriptor is not None:
+            protocol = writer.transport.get_protocol()
+            # In front of its own method, without a circle of references.
+            protocol.connection_lost = partial(_lost, ref(protocol), ref(self), ref(writer), descriptor)
 
     async def send_command(self, *args: object, **kwargs: object) -> None:
         """Pack a command and send it."""
@@ -395,6 +409,22 @@ class AsyncTally(Tally):
         # Its borrower has dropped it. The pool tells of that.
         if getattr(self, "_writer", None) is not None:
             self.let_go()
+
+
+def _lost(
+    protocol: ref[asyncio.StreamReaderProtocol],
+    conn: ref[AsyncTally],
+    writer: ref[asyncio.StreamWriter],
+    descriptor: _watcher.Descriptor,
+    error: Exception | None,
+) -> None:
+    """Take note that the loop has lost a transport. If redis-py has closed it itself, that is nobody's concern."""
+    former, owner = protocol(), conn()
+    if former is not None:
+        del former.connection_lost
+        former.connection_lost(error)
+    if owner is not None and owner._writer is not None and owner._writer is writer():
+        _watcher.report(descriptor)
 
 
 @cache

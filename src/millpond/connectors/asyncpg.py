@@ -34,6 +34,9 @@ __all__ = ["Asyncpg"]
 
 # A member of an Enum takes 50 ns to look up, and this is the hot path.
 CLEAN, DIRTY, BROKEN = Condition
+# SQLSTATE read_only_sql_transaction. A primary that was demoted goes on answering, and its name may lead elsewhere by
+# now: a connection on which a borrower failed so is not kept.
+_READ_ONLY = "25006"
 
 
 class Asyncpg:
@@ -103,6 +106,8 @@ class Asyncpg:
         protocol: Any = conn._protocol
         if _awaited(protocol):
             return DIRTY if protocol._is_cancelling() else BROKEN
+        if error is not None and getattr(error, "sqlstate", None) == _READ_ONLY:
+            return BROKEN
         if (
             protocol.is_in_transaction()
             or conn._top_xact is not None

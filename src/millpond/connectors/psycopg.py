@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 import select
 from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping, Sequence
 from operator import attrgetter
@@ -24,6 +25,7 @@ from time import monotonic
 from traceback import clear_frames
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast, overload
 
+from millpond import _watcher
 from millpond.connector import Condition
 from millpond.connectors.urls import expect_encoded, place
 
@@ -56,6 +58,9 @@ T = TypeVar("T")
 CLEAN, DIRTY, BROKEN = Condition
 _IDLE = int(pq.TransactionStatus.IDLE)
 _OPEN = (int(pq.TransactionStatus.INTRANS), int(pq.TransactionStatus.INERROR))
+# SQLSTATE read_only_sql_transaction. A primary that was demoted goes on answering, and its name may lead elsewhere by
+# now: a connection on which a borrower failed so is not kept.
+_READ_ONLY = "25006"
 
 _PARAMETERS = {option.keyword.decode() for option in pq.Conninfo.get_defaults()}
 
@@ -74,6 +79,9 @@ _settings = attrgetter(*_SETTINGS)
 
 # psycopg's waits look up from the socket this often, and so does the deadline; seconds.
 _TICK = 0.05
+# How long a server is waited for that was told goodbye, and how often a task looks; seconds.
+_FAREWELL = 0.5
+_GLANCE = 0.002
 
 # The server's words for a refusal. libpq keeps no SQLSTATE of a failed connection attempt, so its text is all there is.
 _REFUSALS = (
@@ -84,6 +92,11 @@ _REFUSALS = (
     "permission denied for database",  # 42501
     "is not currently accepting connections",  # 55000
 )
+
+
+def _twin_of(conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> int | None:
+    """Return another descriptor of the connection's socket, which outlives it; None if it is closed already."""
+    return None if conn.closed else os.dup(conn.pgconn.socket)
 
 
 def _until(
@@ -186,6 +199,8 @@ class _Inspection(Generic[C]):
             or conn._tpc is not None
             or pgconn.pipeline_status
         ):
+            return BROKEN
+        if error is not None and getattr(error, "sqlstate", None) == _READ_ONLY:
             return BROKEN
         if status != _IDLE:
             return DIRTY if status in _OPEN else BROKEN
@@ -391,8 +406,15 @@ class Psycopg(_Inspection["psycopg.Connection[R]"], Generic[R]):
         self._wait(conn, self._reset(conn), timeout)
 
     def close(self, conn: psycopg.Connection[R]) -> None:
-        """Say goodbye and close; it does not wait for the server."""
-        conn.close()
+        """Say goodbye, close, and wait up to 0.5 s until the server has hung up: only then is its place free there."""
+        twin = _twin_of(conn)
+        if twin is None:
+            return conn.close()
+        try:
+            conn.close()
+            _watcher.hung_up(twin, _FAREWELL)
+        finally:
+            os.close(twin)
 
     def _wait(self, conn: psycopg.Connection[R], steps: PQGen[None], timeout: float) -> None:
         # Not conn.wait: if interrupted it would spend up to 10 s on a cancel request, for a connection to be abandoned.
@@ -484,8 +506,17 @@ class AsyncPsycopg(_Inspection["psycopg.AsyncConnection[R]"], Generic[R]):
         await self._wait(conn, self._reset(conn), timeout)
 
     async def close(self, conn: psycopg.AsyncConnection[R]) -> None:
-        """Say goodbye and close; it does not wait for the server."""
-        await conn.close()
+        """Say goodbye, close, and wait up to 0.5 s until the server has hung up: only then is its place free there."""
+        twin = _twin_of(conn)
+        if twin is None:
+            return await conn.close()
+        try:
+            await conn.close()
+            end = monotonic() + _FAREWELL
+            while not _watcher.hung_up(twin) and monotonic() < end:  # noqa: ASYNC110
+                await asyncio.sleep(_GLANCE)
+        finally:
+            os.close(twin)
 
     async def _wait(self, conn: psycopg.AsyncConnection[R], steps: PQGen[None], timeout: float) -> None:
         # Not conn.wait: if cancelled it would spend up to 10 s on a cancel request, for a connection to be abandoned.

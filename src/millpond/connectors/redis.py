@@ -92,6 +92,8 @@ def _options_of(url: str, parse: Callable[[str], Mapping[str, Any]]) -> dict[str
     expect_encoded(url)
     scheme, _, rest = url.partition("://")
     scheme = {"valkey": "redis", "valkeys": "rediss"}.get(scheme.lower(), scheme.lower())
+    if scheme == "unix" and not (rest.startswith("/") or rest.partition("/")[0].endswith("@")):
+        raise InvalidURL("expected unix://user:password@/path/of/the/socket?db=0")
     try:
         urlsplit(url).port  # noqa: B018 - redis-py's own error would quote what may be a password
     except ValueError:
@@ -125,12 +127,18 @@ class _Inspection(Generic[C]):
             self._make = source
             self.target = target or "redis:"
             return
-        options = {"connection_class": connection_class, **options, **_options_of(source, parse)}
+        given = _options_of(source, parse)
+        options = {"connection_class": connection_class, **options, **given}
         decline_maintenance(options.pop("maint_notifications_config", None))
         made = options.pop("connection_class")
         self._make = lambda: made(**options)
         self.target = target or target_of(made, options)
-        self._make()  # raises TypeError for options that there are not
+        try:
+            self._make()
+        except TypeError as error:
+            if any(f"'{name}'" in str(error) for name in given):
+                raise InvalidURL("the URL's query has an option that redis-py's connections do not know") from None
+            raise
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.target}>"
@@ -300,7 +308,9 @@ class AsyncRedis(_Inspection[AsyncConnection]):
     def alive(self, conn: AsyncConnection) -> bool:
         """Tell whether the server has not hung up; of a connection that redis-py has closed nobody can tell."""
         descriptor = self.descriptor(conn)
-        return descriptor is None or not _watcher.hung_up(descriptor)
+        if descriptor is None:
+            return conn._writer is None
+        return not _watcher.hung_up(descriptor)
 
     def descriptor(self, conn: AsyncConnection) -> int | None:
         """Return the socket's descriptor, or None if the connection is closed."""

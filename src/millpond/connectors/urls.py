@@ -90,14 +90,20 @@ def expect_encoded(url: str) -> None:
     if not separator or not _SCHEME.fullmatch(scheme):
         return
     authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
-    hosts = authority.rpartition("@")[2]
+    after = rest[len(authority) :]
+    userinfo, _, hosts = authority.rpartition("@")
     ports = [host.rpartition("]")[2].rpartition(":")[2] for host in hosts.split(",") if ":" in host.rpartition("]")[2]]
     if (
-        authority.count("@") > 1
-        or ("@" not in authority and "@" in rest.partition("?")[0])
+        "\0" in url  # where C reads no further
+        or authority.count("@") > 1
+        or set("[]") & set(userinfo)
+        or authority.count("[") != authority.count("]")
+        or "@" in (after if after.startswith(("?", "#")) else after.partition("?")[0])
         or not all(port == "" or port.isdigit() for port in ports)
     ):
-        raise InvalidURL("expected scheme://user:password@host:port/database, with / ? # @ : percent-encoded in each")
+        raise InvalidURL(
+            "expected scheme://user:password@host:port/database, with / ? # @ : [ ] percent-encoded in each"
+        )
 
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*")

@@ -101,7 +101,7 @@ class _Pooled(redis.ConnectionPool):
         with self._lock:
             lender, self._lender = self._lender, None
         if lender is not None:
-            lender._step(lender._core.close)
+            lender._close_down()
             _close_up(lender)
         return lender
 

@@ -81,7 +81,7 @@ class _Pooled(redis.asyncio.ConnectionPool):
         """Send away those who wait; close what is idle, and what is lent when it comes back. The next caller hires."""
         lender, self._lender = self._lender, None
         if lender is not None:
-            lender._step(lender._core.close)
+            lender._close_down()
         return lender
 
     # What clients call.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import functools
+import math
 import os
 import queue
 import select
@@ -86,6 +87,7 @@ class _Link:
         self.client = client
         self.server: socket.socket | None = None
         self.connected = False
+        self.dropped = False
         self.up = _Flow()
         self.down = _Flow()
         self.sent_by_client = b""
@@ -148,8 +150,8 @@ class Proxy:
 
     @property
     def live(self) -> int:
-        """How many connections it carries now."""
-        return len(self._live)
+        """How many connections it carries now; what `drop` has struck is not carried any more."""
+        return sum(not link.dropped for link in list(self._live))
 
     @property
     def bytes_from_client(self) -> int:
@@ -216,6 +218,31 @@ class Proxy:
 
         self._order(fault)
 
+    def drop(self) -> None:
+        """Carry nothing more for any live connection, for good, and say nothing about it; new ones are carried.
+
+        So does a firewall or a load balancer that has forgotten a connection which was idle for too long.
+        """
+
+        def fault(link: _Link) -> None:
+            link.dropped = True
+            for flow in (link.up, link.down):
+                flow.held = deque((math.inf, what) for _, what in flow.held)
+
+        self._order(lambda: self._each(fault))
+
+    def lead_to(self, target_host: str, target_port: int) -> None:
+        """Carry new connections to another place; live ones stay where they are.
+
+        So does a name, or an address, that moves to another server.
+        """
+        found = socket.getaddrinfo(target_host, target_port, type=socket.SOCK_STREAM)[0]
+
+        def fault() -> None:
+            self._family, self._target = found[0], found[4]
+
+        self._order(fault)
+
     def refuse(self) -> None:
         """Refuse new connections (ECONNREFUSED); live ones are carried on."""
         self._order(self._stop_listening)
@@ -233,6 +260,8 @@ class Proxy:
             self._each(resume)
 
         def resume(link: _Link) -> None:
+            if link.dropped:
+                return
             for flow in (link.up, link.down):
                 flow.held = deque((0.0, what) for _, what in flow.held)
             if link.server is None:
@@ -296,7 +325,8 @@ class Proxy:
         if self._silent:
             return None
         due = [flow.held[0][0] for link in self._holding for flow in (link.up, link.down) if flow.held]
-        return max(0.0, min(due) - time.monotonic()) if due else None
+        soonest = min(due, default=math.inf)
+        return max(0.0, soonest - time.monotonic()) if soonest < math.inf else None
 
     def _obey(self, _: int) -> None:
         self._bell.recv(4096)
@@ -424,7 +454,7 @@ class Proxy:
                 link.sent_by_client = (link.sent_by_client + chunk)[-_MOST_KEPT:]
             else:
                 self._bytes_from_server += len(chunk)
-        flow.put(time.monotonic() + self._latency if self._latency else 0.0, chunk)
+        flow.put(math.inf if link.dropped else time.monotonic() + self._latency if self._latency else 0.0, chunk)
 
     def _write(self, link: _Link, now: float) -> None:
         with self._or_reset(link):

@@ -1,0 +1,1 @@
+"""Explores every state of the core that small pools can come to."""

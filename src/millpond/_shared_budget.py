@@ -1,0 +1,177 @@
+"""A budget that several processes share: what this one may have of it changes while it runs.
+
+The pools of a process deal with their budget as if it were theirs alone. Its limit is what this process may have now;
+a thread, the governor, moves it: it tells the others what is wanted here, takes what it may, and gives back what nobody
+here has. So whoever borrows never waits for another process, unless the connection that it needs is there.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import weakref
+from abc import abstractmethod
+from typing import Final, NamedTuple
+
+from millpond._bell import ThreadBell
+from millpond._core.ledger import Share
+from millpond.budget import Budget, Member
+
+__all__ = ["Need", "SharedBudget"]
+
+log: Final = logging.getLogger("millpond")
+
+SETBACK: Final = 1.0
+"""Seconds until the governor tries again what has failed."""
+
+
+class Need(NamedTuple):
+    """What the pools of this process have, and could use."""
+
+    held: int
+    """How many connections they have, or may open now."""
+    idle: int
+    """How many of these lie idle, above what the pools keep for their `min_size`."""
+    wanted: int
+    """How many more they could use now."""
+    since: float
+    """Since when the caller waits who waits longest for one of these, by `time.monotonic`; infinite if nobody does."""
+
+
+class SharedBudget(Budget):
+    """What budgets have in common that several processes share.
+
+    A pool is not sure of its `min_size`, as there is no telling how many processes come; what it has of it, it keeps.
+    """
+
+    def __init__(self, name: str, limit: int) -> None:
+        self._name = name
+        self._governed = False
+        super().__init__(limit)
+        self._whole = limit
+
+    def _begin(self) -> None:
+        super()._begin()
+        self._ledger.limit = 0
+        self._governed = False
+        self._bell = ThreadBell()
+
+    def __del__(self) -> None:
+        bell = getattr(self, "_bell", None)
+        if bell is not None:
+            bell.ring()
+
+    @property
+    def name(self) -> str:
+        """What the budget is called wherever it is shared."""
+        return self._name
+
+    @property
+    def limit(self) -> int:
+        """How many connections there may be, of all processes together."""
+        return self._whole
+
+    @property
+    def allowance(self) -> int:
+        """How many connections this process may have now."""
+        return self._ledger.limit
+
+    def resize(self, limit: int) -> None:
+        """Change the limit as this process knows it. What is too many is closed as soon as it is idle."""
+        self._check(limit)
+        self._whole = limit
+        self._bell.ring()
+
+    def __repr__(self) -> str:
+        return (
+            f"<millpond.{type(self).__name__} {self._name!r}: {self.used} connections of this process, "
+            f"{self.allowance} of {self._whole} allowed>"
+        )
+
+    # For pools.
+
+    def _join(self, pool: Member, minimum: int) -> Share:
+        share = super()._join(pool, 0)
+        with self._mine():
+            governed, self._governed = self._governed, True
+        if not governed:
+            name = f"millpond-{self._name}-governor"
+            threading.Thread(target=_govern, args=(weakref.ref(self), self._bell), name=name, daemon=True).start()
+        return share
+
+    def _guarantee(self, share: Share, minimum: int) -> None:
+        """A pool may ask for any `min_size`."""
+
+    def _exhausted(self) -> tuple[str, str]:
+        return (
+            f"the budget {self._name!r} of {self._whole} connections leaves {self.allowance} to this process",
+            "raise the budget's limit, or see which process has the others: millpond budget",
+        )
+
+    def _settle(self) -> None:
+        super()._settle()
+        self._bell.ring()
+
+    # For the governor.
+
+    @abstractmethod
+    def _turn(self) -> float:
+        """Take, or give back; return after how many seconds to look again, if nobody rings before."""
+
+    def _need(self) -> Need:
+        # Here, so that it outlives the lock: the last reference to a pool may be the one that is taken here.
+        members: list[tuple[Share, Member | None]] = []
+        with self._mine():
+            due = self._balance()
+            need = self._sum_up(members)
+        self._ring(due)
+        return need
+
+    def _sum_up(self, members: list[tuple[Share, Member | None]]) -> Need:
+        members += [(share, ref()) for share, ref in self._members.items()]
+        held = idle = wanted = 0
+        since = math.inf
+        for share, pool in members:
+            held += share.quota
+            wanted += share.wants
+            if share.wants:
+                since = min(since, share.since)
+            elif pool is not None:
+                idle += max(0, min(len(share.idle), share.quota - pool._settings.min_size))
+        return Need(held, idle, wanted, since)
+
+    def _allow(self, count: int) -> int:
+        """Have the pools go by another limit from now on; return how many connections they still have, or may open."""
+        with self._mine():
+            self._ledger.limit = count
+            due = self._balance()
+            held = self._ledger.held
+        self._ring(due)
+        return held
+
+    def _trim(self) -> int:
+        """Have the pools open no more than they have; return how many that is."""
+        with self._mine():
+            held = self._ledger.limit = self._ledger.held
+        return held
+
+
+def _govern(ref: weakref.ref[SharedBudget], bell: ThreadBell) -> None:
+    """Be the governor of a budget, until it is dropped."""
+    budget = ref()
+    told = False
+    while budget is not None and budget._bell is bell:
+        pause = None
+        try:
+            pause = budget._turn()
+        except OSError as error:
+            if not told:
+                log.error("budget %r: %s; its pools wait until that is mended", budget.name, str(error))
+        except Exception:
+            if not told:
+                log.exception("budget %r: its governor stumbled and goes on", budget.name)
+        told = pause is None
+        del budget
+        bell.wait(SETBACK if pause is None else pause)
+        budget = ref()

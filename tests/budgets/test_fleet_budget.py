@@ -1,0 +1,188 @@
+"""The processes of a fleet share a limit, whatever becomes of any of them, of the coordinator, or of the way to it."""
+
+from __future__ import annotations
+
+import random
+import signal
+from collections.abc import Iterator
+
+import pytest
+import redis
+
+from millpond import FleetBudget, Misuse, Pool, PoolTimeout
+from millpond.fleet_budget import members
+from millpond.testing import FakeConnector, Proxy, Valkey
+
+from ..promises.patience import until
+from .conftest import CountingServer, Start, run_for
+from .worker import LEASE
+
+LIMIT = 3
+
+
+@pytest.fixture(scope="module")
+def valkey() -> Iterator[Valkey]:
+    with Valkey() as valkey:
+        yield valkey
+
+
+@pytest.fixture
+def url(valkey: Valkey) -> str:
+    """A coordinator that knows nothing yet."""
+    valkey.start()
+    with redis.Redis.from_url(valkey.url) as client:
+        client.flushall()
+    return valkey.url
+
+
+def until_served(server: CountingServer, index: int) -> None:
+    """Wait until a process has used connections ten times more."""
+    before = server.served[index]
+    until(lambda: server.served[index] > before + 10, timeout=20)
+
+
+def test_processes_together_never_have_more_connections_than_the_limit_and_all_are_served(
+    server: CountingServer, start: Start, url: str
+) -> None:
+    for index in range(6):
+        start(index, LIMIT, coordinator=url)
+    until(lambda: len(server.served) == 6, timeout=20)
+    before = server.served.copy()
+    run_for(3)
+    turns = [server.served[index] - before[index] for index in range(6)]
+    assert min(turns) > 0.2 * sum(turns) / 6
+    assert server.most == LIMIT
+
+
+def test_an_idle_connection_of_one_process_is_closed_for_a_caller_of_another(
+    server: CountingServer, start: Start, url: str
+) -> None:
+    start(0, 1, 1, 1000, coordinator=url)
+    until(lambda: server.served[0] > 0 and server.live == 1, timeout=20)
+    run_for(0.5)
+    start(1, 1, coordinator=url)
+    until(lambda: server.served[1] > 0, timeout=20)
+    assert server.most == 1
+
+
+def test_what_killed_processes_had_is_used_by_the_others(server: CountingServer, start: Start, url: str) -> None:
+    processes = [start(index, LIMIT, 4, 0, coordinator=url) for index in range(4)]
+    until(lambda: len(server.served) == 4, timeout=20)
+    chance = random.Random(0)
+    for _ in range(5):
+        victim = chance.randrange(4)
+        processes[victim].kill()
+        processes[victim].wait()
+        # Of a server's own connections the last may not be gone yet.
+        run_for(0.1)
+        until(lambda: server.live == LIMIT, timeout=LEASE + 2)
+        processes[victim] = start(victim, LIMIT, 4, 0, coordinator=url)
+        run_for(0.5)
+    assert server.most == LIMIT
+
+
+def test_a_process_that_was_stopped_for_longer_than_its_lease_opens_nothing_that_others_have(
+    server: CountingServer, start: Start, url: str
+) -> None:
+    stopped = start(0, LIMIT, 4, 0, coordinator=url)
+    until(lambda: server.served[0] > 10 and server.live == LIMIT, timeout=20)
+    start(1, LIMIT, 4, 0, coordinator=url)
+    until(lambda: server.served[1] > 10, timeout=20)
+    assert server.most <= LIMIT
+    for _ in range(3):
+        stopped.send_signal(signal.SIGSTOP)
+        run_for(0.2)
+        # What it has open stays open, and only its reserve of one is kept for it.
+        beyond = max(0, server.live_but_for(1) - 1)
+        run_for(1.5 * LEASE)
+        until_served(server, 1)
+        stopped.send_signal(signal.SIGCONT)
+        until_served(server, 0)
+        assert server.most <= LIMIT + beyond
+        until(lambda: server.live <= LIMIT, timeout=20)
+        server.most = LIMIT
+
+
+def test_a_coordinator_that_dies_and_has_forgotten_all_gives_nothing_away_that_is_in_use(
+    server: CountingServer, start: Start, valkey: Valkey, url: str
+) -> None:
+    for index in range(LIMIT):
+        start(index, LIMIT, 4, 0, coordinator=url)
+    until(lambda: len(server.served) == LIMIT and server.live == LIMIT, timeout=20)
+    run_for(1)
+    valkey.kill()
+    before = server.served.total()
+    run_for(2 * LEASE)
+    assert server.served.total() > before + 50, "borrows go on"
+    valkey.start()
+    start(LIMIT, LIMIT, 4, 0, coordinator=url)
+    until(lambda: server.served[LIMIT] > 10, timeout=20)
+    run_for(1)
+    assert server.most == LIMIT
+
+
+def test_those_who_are_cut_off_and_those_who_are_not_stay_within_the_limit_together(
+    server: CountingServer, start: Start, valkey: Valkey, url: str
+) -> None:
+    with Proxy(valkey.host, valkey.port) as proxy:
+        for index in range(4):
+            start(index, 4, 4, 0, coordinator=proxy.url_for(url) if index % 2 else url)
+        until(lambda: len(server.served) == 4 and server.live == 4, timeout=20)
+        run_for(1)
+        for fault in (proxy.black_hole, proxy.refuse):
+            fault()
+            proxy.reset()
+            before = server.served.copy()
+            run_for(3 * LEASE)
+            served = server.served - before
+            assert served[0] + served[2] > 20
+            assert served[1] + served[3] > 20, "those who are cut off go on"
+            proxy.heal()
+            run_for(LEASE)
+        before = server.served.copy()
+        run_for(1)
+        assert all((server.served - before)[index] for index in range(4))
+        assert server.most == 4
+
+
+def test_what_a_process_gives_back_when_it_leaves_is_free_at_once(url: str) -> None:
+    budget = FleetBudget(url, "leaves", 2, lease=LEASE)
+    with Pool(FakeConnector(), budget=budget) as pool:
+        pool.release(pool.acquire(10))
+        [member] = members(url, "leaves")
+        assert (member.allowed, member.lost) == (1, False)
+    budget.close()
+    assert members(url, "leaves") == []
+
+
+def test_a_coordinator_that_cannot_be_reached_is_told_of_once_and_found_again(
+    valkey: Valkey, caplog: pytest.LogCaptureFixture
+) -> None:
+    valkey.stop()
+    budget = FleetBudget(valkey.url.replace("//", "//user:geheim@"), "away", 2, lease=LEASE)
+    with Pool(FakeConnector(), budget=budget) as pool:
+        with pytest.raises(PoolTimeout, match="leaves 0 to this process"):
+            pool.acquire(0.3)
+        [record] = caplog.records
+        assert f"127.0.0.1:{valkey.port} cannot be reached" in record.getMessage()
+        assert "geheim" not in record.getMessage() + repr(budget)
+        valkey.start()
+        with redis.Redis.from_url(valkey.url) as client:
+            client.acl_setuser("user", enabled=True, passwords="+geheim", commands=["+@all"], keys=["*"])
+        pool.release(pool.acquire(20))
+    budget.close()
+
+
+def test_arguments_that_cannot_be_are_refused(url: str) -> None:
+    with pytest.raises(ValueError, match="must be 1 to 100 letters"):
+        FleetBudget(url, "a/b", 2)
+    with pytest.raises(ValueError, match=r"lease=0\.1 must be from 0.5 to 3600 seconds"):
+        FleetBudget(url, "short", 2, lease=0.1)
+    with pytest.raises(ValueError, match="minimum=3 must be from 0 to the limit of 2"):
+        FleetBudget(url, "much", 2, minimum=3)
+    with pytest.raises(ValueError, match="Redis URL must specify one of"):
+        FleetBudget("http://nowhere", "strange", 2)
+    budget = FleetBudget(url, "twice", 2)
+    with pytest.raises(Misuse, match="has a FleetBudget 'twice' already"):
+        FleetBudget(url, "twice", 2)
+    assert budget.limit == 2

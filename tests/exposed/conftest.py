@@ -1,0 +1,7 @@
+"""Processes to look at."""
+
+from __future__ import annotations
+
+from .processes import runtime, start
+
+__all__ = ["runtime", "start"]
