@@ -21,6 +21,7 @@ MEASURES = (
     "failed-open",
     "fleet",
     "crowd",
+    "hot-path",
     "httpx-cancellations",
     "httpx-get",
     "httpx-waiting",

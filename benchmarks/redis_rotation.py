@@ -26,7 +26,7 @@ SECONDS = 5.0
 
 
 class Rotating(StreamingCredentialProvider):
-    """Credentials of a user of the server's, who gets another password now and then; the last two are good."""
+    """Credentials of a user of the server's, who gets another password now and then; the last ten are good."""
 
     def __init__(self, server: Valkey, name: str = "rotated") -> None:
         self._admin = redis.Redis(host=server.host, port=server.port)
@@ -59,7 +59,7 @@ class Rotating(StreamingCredentialProvider):
     def rotate(self) -> Awaitable[None] | None:
         """Change the password and tell of it; that may have to be awaited."""
         self._passwords.append(f"password {len(self._passwords)}")
-        changes = [f"+{self._passwords[-1]}", *(f"-{old}" for old in self._passwords[:-2][-1:])]
+        changes = [f"+{self._passwords[-1]}", *(f"-{old}" for old in self._passwords[:-10][-1:])]
         self._admin.acl_setuser(self._name, enabled=True, passwords=changes)
         told: Awaitable[None] | None = self._callback(
             SimpleToken(self._passwords[-1], -1, time.time() * 1000, {"oid": self._name})

@@ -14,7 +14,7 @@ from proof.verdict import Verdict
 
 __all__ = ["SUITES"]
 
-LIMIT: Final = 900.0
+LIMIT: Final = 1800.0
 """Seconds that a suite may take."""
 
 
@@ -24,7 +24,7 @@ def _suite(name: str, about: str, paths: tuple[str, ...]) -> Callable[[list[str]
         parser.add_argument("options", nargs="*", metavar="OPTION", help="for pytest, after --")
         options = parser.parse_args(argv).options
         started = time.monotonic()
-        command = [sys.executable, "-m", "pytest", "--quiet", *paths, *options]
+        command = [sys.executable, "-m", "pytest", "--quiet", "--thorough", *paths, *options]
         ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=LIMIT, check=False)
         print(ran.stdout, end="", flush=True)
         passed = sum(map(int, re.findall(r"(\d+) passed", ran.stdout.strip().rpartition("\n")[2])))
@@ -56,6 +56,16 @@ SUITES: Final = {
             "tests/promises/test_nothing_blocks_the_loop.py",
             "tests/httpx/test_cancellation.py",
         ),
+    ),
+    "budgets": _suite(
+        "budgets",
+        "processes that are killed, stopped and cut off stay within a limit that they share",
+        ("tests/budgets",),
+    ),
+    "sight": _suite(
+        "sight",
+        "soaks and the atlas see what they are there to see",
+        ("tests/proof/test_soak.py", "tests/proof/test_atlas.py"),
     ),
     "security": _suite(
         "security",

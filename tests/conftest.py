@@ -11,22 +11,52 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
+
+from millpond._core import core
 
 # The same examples on every run of CI; new ones on every run at a desk. No deadlines: the machine may be busy.
-settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
-settings.register_profile("desk", deadline=None)
+BUSY = (HealthCheck.too_slow,)
+settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True, suppress_health_check=BUSY)
+settings.register_profile("desk", deadline=None, suppress_health_check=BUSY)
 settings.load_profile("ci" if os.environ.get("CI") else "desk")
 
 # Python leaves Ctrl-C ignored where its parent did, as a shell does for what it runs in the background.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--thorough",
+        action="store_true",
+        help="try every place, where otherwise a fixed part of them is tried; `make proof` does",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--thorough"):
+        long = [item for item in items if item.get_closest_marker("thorough")]
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in long]
+
+
+@pytest.fixture
+def thorough(request: pytest.FixtureRequest) -> bool:
+    """Whether all is to be tried, however long it takes."""
+    return bool(request.config.getoption("--thorough"))
+
+
+@pytest.fixture
+def without_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have nothing be found by looking again after a while: what happens is told by those who do it, or never."""
+    monkeypatch.setattr(core, "BEAT", 3600.0)
+
+
 @pytest.fixture(autouse=True)
 def no_thread_is_left() -> Iterator[None]:
     before = set(threading.enumerate())
     yield
-    deadline = time.monotonic() + 2.0
+    deadline = time.monotonic() + 20.0
     while True:
         left = [
             thread

@@ -22,7 +22,7 @@ import millpond
 __all__ = ["Actor", "Grain", "Lock", "Point", "Schedule", "Stuck"]
 
 PACKAGE: Final = str(Path(millpond.__file__).parent)
-PATIENCE: Final = 10.0
+PATIENCE: Final = 60.0
 """Seconds after which a thread must have left the schedule: one takes some thousandths."""
 EPOCH: Final = 1000.0
 """What time it is when a schedule begins."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _thread
 import atexit
+import math
 import queue
 import sys
 import threading
@@ -127,9 +128,10 @@ class _ThreadWaiter(Waiter[C]):
         with suppress(RuntimeError):
             self._signal.release()
 
-    def sleep(self) -> None:
-        """Wait until done or until the deadline."""
-        while not self.done and (left := self.deadline - monotonic()) > 0:
+    def sleep(self, until: float = math.inf) -> None:
+        """Wait until done, until the deadline, or until a moment that comes before it."""
+        end = min(self.deadline, until)
+        while not self.done and (left := end - monotonic()) > 0:
             self._signal.acquire(timeout=-1 if left > threading.TIMEOUT_MAX else left)
 
 
@@ -218,9 +220,11 @@ class _Crew:
             others[0].join(left)
 
     def _serve(self) -> None:
-        with self._lock:
-            self._coming -= 1
+        begun = False
         try:
+            with self._lock:
+                self._coming -= 1
+                begun = True
             self._work_on()
         except BaseException as cut:
             # A driver's SystemExit: what this thread was about to do is another's from now on.
@@ -229,6 +233,7 @@ class _Crew:
         finally:
             with self._lock:
                 self.present -= 1
+                self._coming -= not begun
             # Work that came between the last look and the farewell is the keeper's to give out anew.
             pool = self._pool()
             if pool is not None:
@@ -294,6 +299,10 @@ def _keep(ref: weakref.ref[Pool[C]], bell: ThreadBell) -> None:
         except Exception:
             log.exception("pool %r: its keeper stumbled and goes on", pool.name)
             pause = BEAT
+        except BaseException:
+            pool._kept = False
+            pool._kick()
+            raise
         del pool
         if pause is None:
             return
@@ -521,6 +530,13 @@ class Pool(Shell[C]):
         raise self._refusal_of(waiter)
 
     def _sit_out(self, waiter: _ThreadWaiter[C]) -> None:
+        # Whoever waits sees to it that a keeper comes. CPython gives a thread that is being made the number of its
+        # maker: an exception thrown at a caller who hires may strike the one that is hired, which is then none.
+        # (test: a_caller_is_served_though_what_was_thrown_at_him_struck_the_thread_he_was_starting)
+        while not (waiter.done or self._kept) and monotonic() < waiter.deadline:
+            waiter.sleep(monotonic() + BEAT)
+            if not (waiter.done or self._kept):
+                self._kick()
         waiter.sleep()
         if not waiter.done:
             # Nothing changes for one who has been served in the nick of time.

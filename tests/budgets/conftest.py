@@ -42,6 +42,10 @@ class CountingServer:
         """How many connections are open that are not this process's, or may not be."""
         return sum(said != bytes([index]) for said in list(self._live.values()))
 
+    def live_of(self, index: int) -> int:
+        """How many connections are open that are this process's for sure."""
+        return sum(said == bytes([index]) for said in list(self._live.values()))
+
     def close(self) -> None:
         self._over = True
         self._thread.join()

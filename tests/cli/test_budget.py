@@ -33,7 +33,7 @@ def test_it_tells_what_each_process_of_a_machine_has(capsys: pytest.CaptureFixtu
 
 def test_it_tells_what_each_process_of_a_fleet_has(capsys: pytest.CaptureFixture[str]) -> None:
     with Valkey() as valkey:
-        budget = FleetBudget(valkey.url, "orders", 3, lease=1.0)
+        budget = FleetBudget(valkey.url, "orders", 3, lease=30.0)
         with Pool(FakeConnector(), budget=budget) as pool:
             conn = pool.acquire(10)
             assert main(["budget", "orders", valkey.url, "--json"]) == 0

@@ -34,7 +34,7 @@ async def in_thread(function: Callable[..., Any], *args: object) -> Any:
 class Caller:
     """A client on one of millpond's transports; what waits is awaited, for threads in a thread."""
 
-    def __init__(self, way: Way, library: str, *, timeout: Any = 5.0, base_url: str = "", **options: Any) -> None:
+    def __init__(self, way: Way, library: str, *, timeout: Any = 30.0, base_url: str = "", **options: Any) -> None:
         self.way = way
         self.httpx, faces = LIBRARIES[library]
         options.setdefault("verify", TRUST)
@@ -118,7 +118,7 @@ class Caller:
     def stats(self) -> millpond.Stats:
         return self.pool.stats()  # type: ignore[no-any-return]
 
-    async def until(self, fact: Callable[[millpond.Stats], object], seconds: float = 5.0) -> millpond.Stats:
+    async def until(self, fact: Callable[[millpond.Stats], object], seconds: float = 30.0) -> millpond.Stats:
         with anyio.fail_after(seconds):
             while not (self.pools and fact(self.stats())):
                 await anyio.sleep(0.001)

@@ -36,6 +36,39 @@ class _InThread:
         self._thread = threading.Thread(target=lambda: asyncio.run(self._main()), name=type(self).__name__)
         self.loop: asyncio.AbstractEventLoop
         self._over: asyncio.Event
+        self._held: list[asyncio.Event] = []
+        self._present: list[asyncio.Event] = []
+
+    @property
+    def holding(self) -> int:
+        """How many requests are held."""
+        return len(self._held)
+
+    def let_go(self) -> None:
+        """Answer those that are held."""
+        self.call(self._free, self._held)
+
+    async def _hold(self) -> None:
+        await self._stay(self._held)
+
+    async def _meet(self, count: int) -> None:
+        if len(self._present) + 1 == count:
+            self._free(self._present)
+        else:
+            await self._stay(self._present)
+
+    async def _stay(self, among: list[asyncio.Event]) -> None:
+        free = asyncio.Event()
+        among.append(free)
+        try:
+            await free.wait()
+        finally:
+            if free in among:
+                among.remove(free)
+
+    def _free(self, events: list[asyncio.Event]) -> None:
+        while events:
+            events.pop().set()
 
     async def _main(self) -> None:
         self.loop = asyncio.get_running_loop()
@@ -49,12 +82,12 @@ class _InThread:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        assert self._ready.wait(10)
+        assert self._ready.wait(60)
         return self
 
     def __exit__(self, *_: object) -> None:
         self.loop.call_soon_threadsafe(self._over.set)
-        self._thread.join(10)
+        self._thread.join(60)
         assert not self._thread.is_alive()
 
     def call(self, work: Callable[..., Any], *args: object) -> None:
@@ -67,6 +100,8 @@ class Server(_InThread):
 
     /say/WORD            says it
     /after/MS/WORD       says it so many milliseconds later
+    /meet/N/WORD         says it when N have asked so
+    /hold/WORD           says it when `let_go` is called
     /chunked/N/WORD      says it N times, in chunks
     /close/WORD          says it, and that it will close, and does
     /bye/MS/WORD         says it, and closes so many milliseconds later without having said so
@@ -110,7 +145,7 @@ class Server(_InThread):
         finally:
             server.close()
             self._hang_up()
-            for _ in range(50):
+            for _ in range(500):
                 if not self._writers:
                     break
                 await asyncio.sleep(0.01)
@@ -172,6 +207,12 @@ class Server(_InThread):
             case "after":
                 await asyncio.sleep(int(args[0]) / 1000)
                 say(word)
+            case "meet":
+                await self._meet(int(args[0]))
+                say(word)
+            case "hold":
+                await self._hold()
+                say(word)
             case "chunked":
                 writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
                 for _ in range(int(args[0])):
@@ -213,7 +254,7 @@ class Server(_InThread):
 
 
 class Http2Server(_InThread):
-    """hypercorn, with TLS: /say/WORD, /after/MS/WORD, /many/N (that many bytes, slowly), /echo."""
+    """hypercorn, with TLS: /say/WORD, /after/MS/WORD, /meet/N/WORD, /hold/WORD, /many/N (that many bytes, slowly), /echo."""
 
     def __init__(
         self,
@@ -229,6 +270,7 @@ class Http2Server(_InThread):
         self._protocols = protocols
         self._tls = tls
         self.port = 0
+        self.asked: list[str] = []
         self.requests: Counter[Any] = Counter()
         """How many came over each connection."""
         self.busy: Counter[Any] = Counter()
@@ -267,7 +309,7 @@ class Http2Server(_InThread):
                     await asyncio.wait_for(server, 1)
 
     async def _until_it_answers(self) -> None:
-        for _ in range(100):
+        for _ in range(1000):
             with contextlib.suppress(OSError):
                 _, writer = await asyncio.open_connection("127.0.0.1", self.port)
                 writer.close()
@@ -279,19 +321,27 @@ class Http2Server(_InThread):
         if scope["type"] != "http":
             return
         client = scope["client"]
+        self.asked.append(scope["path"])
         self.requests[client] += 1
         self.busy[client] += 1
         self.most[client] = max(self.most[client], self.busy[client])
         try:
-            await self._answer(scope["path"], receive, send)
+            rest = await self._answer(scope["path"], receive, send)
         finally:
+            # Before its end is sent, upon which the client may send the next one.
             self.busy[client] -= 1
+        await send({"type": "http.response.body", "body": rest})
 
-    async def _answer(self, path: str, receive: Any, send: Any) -> None:
+    async def _answer(self, path: str, receive: Any, send: Any) -> bytes:
+        """Answer, but for the rest of the body, which is returned."""
         what, *args = path.strip("/").split("/")
         body = args[-1].encode() if args else b""
         if what == "after":
             await asyncio.sleep(int(args[0]) / 1000)
+        elif what == "meet":
+            await self._meet(int(args[0]))
+        elif what == "hold":
+            await self._hold()
         elif what == "echo":
             body = b""
             while True:
@@ -305,4 +355,4 @@ class Http2Server(_InThread):
                 await send({"type": "http.response.body", "body": b"x" * 1000, "more_body": True})
                 await asyncio.sleep(0)
             body = b""
-        await send({"type": "http.response.body", "body": body})
+        return body

@@ -33,7 +33,7 @@ async def test_requests_at_the_same_time_have_a_connection_each(make: Make, serv
     before = server.accepted
     async with anyio.create_task_group() as group:
         for word in range(8):
-            group.start_soon(caller.say, f"{server.url}/after/100/{word}")
+            group.start_soon(caller.say, f"{server.url}/meet/8/{word}")
     assert server.accepted == before + 8
 
 

@@ -17,7 +17,7 @@ Loop: TypeAlias = Literal["asyncio", "trio"]
 LOOPS: tuple[Loop, ...] = ("asyncio", "trio")
 
 
-def until(seen: Callable[[], object], timeout: float = 5.0, *, pause: float = 0.0005) -> float:
+def until(seen: Callable[[], object], timeout: float = 30.0, *, pause: float = 0.0005) -> float:
     """Ask again and again until it is so; return the seconds that took, or fail."""
     start = time.monotonic()
     while not seen():
@@ -26,7 +26,7 @@ def until(seen: Callable[[], object], timeout: float = 5.0, *, pause: float = 0.
     return time.monotonic() - start
 
 
-async def until_seen(seen: Callable[[], object], timeout: float = 5.0, *, pause: float = 0.0) -> float:
+async def until_seen(seen: Callable[[], object], timeout: float = 30.0, *, pause: float = 0.0) -> float:
     """Let others run until it is so; return the seconds that took, or fail."""
     start = time.monotonic()
     while not seen():
@@ -40,7 +40,7 @@ def run(loop: Loop, work: Callable[..., Coroutine[Any, Any, C]], *args: object) 
     return anyio.run(work, *args, backend=loop)
 
 
-def assert_whole(pool: Pool[C], size: int, timeout: float = 5.0) -> None:
+def assert_whole(pool: Pool[C], size: int, timeout: float = 30.0) -> None:
     """All connections can be lent at once, each to one borrower only, and the books are in order."""
     with contextlib.ExitStack() as loans:
         lent = [loans.enter_context(pool.connection(timeout)) for _ in range(size)]
@@ -49,7 +49,7 @@ def assert_whole(pool: Pool[C], size: int, timeout: float = 5.0) -> None:
     assert_in_order(pool, size)
 
 
-async def assert_whole_async(pool: AsyncPool[C], size: int, timeout: float = 5.0) -> None:
+async def assert_whole_async(pool: AsyncPool[C], size: int, timeout: float = 30.0) -> None:
     """Do as `assert_whole` does, for tasks."""
     async with contextlib.AsyncExitStack() as loans:
         lent = [await loans.enter_async_context(pool.connection(timeout)) for _ in range(size)]

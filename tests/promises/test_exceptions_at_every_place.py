@@ -274,7 +274,7 @@ def assert_sound(pool: FakePool, connector: FakeConnector, timeout: float) -> No
 
 
 def strike_everywhere(
-    pool: FakePool, connector: FakeConnector, work: Case, kind: type[BaseException], timeout: float = 5.0
+    pool: FakePool, connector: FakeConnector, work: Case, kind: type[BaseException], timeout: float = 30.0
 ) -> int:
     """Strike at the first place, the second and so on, until the work ends unstruck; look the pool over each time."""
     keeping: list[str] = []
@@ -476,7 +476,7 @@ def test_an_exception_at_any_place_of_a_task_loses_no_connection(loop: Loop, wor
                     except Stop as error:
                         if not may_keep(places):
                             try:
-                                await assert_whole_async(pool, 2, timeout=0.5)
+                                await assert_whole_async(pool, 2, timeout=10)
                             except PoolTimeout:
                                 keeping.append(places.where)
                         swallowed.append(type(error))

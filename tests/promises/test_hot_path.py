@@ -1,64 +1,92 @@
-"""The hot path stays as quick as it was when `hot_path.json` was written, beside an empty `with` in the same run.
+"""The hot path stays as short as it was when `hot_path.json` was written: in instructions, which no machine changes.
 
-`python -m tests.promises.test_hot_path [WHO ...]` prints what this Python's entry would be now.
+What that comes to in time, `make measure ARGS=hot-path` tells. `python -m tests.promises.test_hot_path` prints what
+this Python's entry would be now.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
-import os
-import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
 
 import pytest
-from benchmarks.peers import objects
-from benchmarks.race import Contestant, race
 
 from millpond import AsyncPool, Pool
 from millpond.testing import AsyncFakeConnector, FakeConnector
 
-from .patience import measured
-
 FILE = Path(__file__).with_name("hot_path.json")
-SLOWER = 1.15
-CONTESTS = {
-    "threads": (objects.EMPTY, objects.OURS),
-    "tasks": (objects.EMPTY_OF_TASKS, objects.OURS_OF_TASKS),
-}
+VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
-def ratio(contest: tuple[Contestant, Contestant]) -> float:
-    """Return how many times as long as an empty `with` a loan takes.
+def instructions(loan: Callable[[], object], here: CodeType) -> int:
+    """Count the instructions of Python functions that a loan executes, calls of C's functions among them."""
+    count = 0
 
-    It is the median over many pairs of laps, one right after the other and each far shorter than the system's turns:
-    what else a machine does, and how quick it happens to be, concerns both or spoils few.
-    """
-    floor, ours = race(contest, rounds=600, lap=0.0003).times
-    return ours.over(floor)
+    def trace(frame: FrameType, event: str, arg: object) -> Any:
+        nonlocal count
+        if frame.f_code is here:
+            return None
+        frame.f_trace_opcodes = True
+        frame.f_trace_lines = False
+        count += event == "opcode"
+        return trace
+
+    former = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        loan()
+    finally:
+        sys.settrace(former)
+    return count
 
 
-def ratio_elsewhere(who: str) -> float:
-    """Return the same from a program of its own, which no test has traced, patched or filled with garbage before."""
-    command = [sys.executable, "-m", __name__, who]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.curdir for path in sys.path)}
-    told = subprocess.run(command, env=env, stdout=subprocess.PIPE, timeout=60, check=True).stdout
-    figures: dict[str, float] = json.loads(told)
-    return figures[who]
+def of_threads() -> int:
+    with Pool(FakeConnector(), max_size=1) as pool:
+
+        def loan() -> None:
+            with pool.connection():
+                pass
+
+        loan()
+        return instructions(loan, loan.__code__)
 
 
-@pytest.mark.parametrize("who", CONTESTS)
-def test_a_loan_takes_no_longer_beside_an_empty_with_than_it_did(who: str) -> None:
-    committed: dict[str, dict[str, float]] = json.loads(FILE.read_text())
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    if version not in committed:
-        pytest.skip(f"{FILE.name} has no figures for Python {version}")
-    was = committed[version][who]
-    now = measured(lambda: ratio_elsewhere(who), lambda now: now <= SLOWER * was, attempts=8)
-    assert now <= SLOWER * was, (
-        f"a loan takes {now:.2f} times as long as an empty with, and took {was:.2f}: make it as quick again, "
-        f"or commit the new figure ({FILE.name}) and say why"
-    )
+def of_tasks() -> int:
+    async def main() -> int:
+        async with AsyncPool(AsyncFakeConnector(), max_size=1) as pool:
+
+            async def borrow() -> None:
+                async with pool.connection():
+                    pass
+
+            def loan() -> None:
+                with suppress(StopIteration):  # it has nothing to wait for, and ends at once
+                    borrowing.send(None)
+
+            await borrow()
+            borrowing = borrow()
+            return instructions(loan, loan.__code__)
+
+    return asyncio.run(main())
+
+
+WAYS = {"threads": of_threads, "tasks": of_tasks}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_loan_takes_no_more_instructions_than_it_did(way: str) -> None:
+    committed: dict[str, dict[str, int]] = json.loads(FILE.read_text())
+    if VERSION not in committed:
+        pytest.skip(f"{FILE.name} has no figures for Python {VERSION}")
+    was = committed[VERSION][way]
+    now = WAYS[way]()
+    assert now <= was, f"{now} instead of {was}: make it as short again, or commit the new figure ({FILE.name})"
 
 
 @pytest.mark.anyio
@@ -74,5 +102,4 @@ async def test_a_pool_has_no_more_attributes_than_python_finds_quickly() -> None
 
 
 if __name__ == "__main__":
-    asked = sys.argv[1:] or CONTESTS
-    sys.stdout.write(json.dumps({who: round(ratio(CONTESTS[who]), 2) for who in asked}) + "\n")
+    sys.stdout.write(json.dumps({VERSION: {way: count() for way, count in WAYS.items()}}) + "\n")

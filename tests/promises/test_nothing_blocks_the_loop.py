@@ -117,7 +117,7 @@ def test_an_outage_blocks_nothing(servers: Servers, name: str, monkeypatch: pyte
                 await asyncio.to_thread(fault)
             await until_seen(lambda: pool.stats().idle == 0)
             await crowd(ask, 4)
-            assert pool.stats().outage
+            await until_seen(lambda: pool.stats().outage)
             await asyncio.to_thread(proxy.heal)
             await pool.warm(10)
             await crowd(ask, 4)

@@ -83,7 +83,7 @@ def test_a_stopped_process_goes_on_without_a_dead_connection(impatient: Postgres
             if way == "looping":
                 # It may end once it has been served again, which the server sees.
                 until(lambda: sessions(impatient), pause=0.05)
-            answer, _ = program.communicate("\n" if way == "looping" else None, timeout=20)
+            answer, _ = program.communicate("\n" if way == "looping" else None, timeout=90)
             told.append((way, json.loads(answer)))
     assert [(way, said) for way, said in told if said["dead"] or said["failed"]] == []
     assert all(said["lent"] >= 30 for _, said in told)

@@ -11,6 +11,8 @@ from proof.atlas.crowd import Work
 from proof.atlas.places import Address
 from proof.atlas.subjects import SUBJECTS
 
+# Faults on real servers, in the system's own time.
+pytestmark = pytest.mark.thorough
 
 def test_nobody_meets_a_connection_that_was_reset_while_it_was_idle(capsys: pytest.CaptureFixture[str]) -> None:
     verdict = command.main(["reset, idle"])

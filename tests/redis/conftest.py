@@ -49,7 +49,7 @@ class Face:
         else:
             self._runner.run(asyncio.sleep(seconds))
 
-    def until(self, fact: Callable[[], object], seconds: float = 5.0) -> None:
+    def until(self, fact: Callable[[], object], seconds: float = 30.0) -> None:
         """Wait for a fact."""
         deadline = time.monotonic() + seconds
         while not fact():
@@ -120,14 +120,14 @@ class TlsFront:
     def __enter__(self) -> TlsFront:
         self._thread.start()
         starting = asyncio.start_server(self._carry, "127.0.0.1", 0, ssl=self._context)
-        self._front = asyncio.run_coroutine_threadsafe(starting, self._loop).result(5)
+        self._front = asyncio.run_coroutine_threadsafe(starting, self._loop).result(30)
         self.port: int = self._front.sockets[0].getsockname()[1]
         return self
 
     def __exit__(self, *_: object) -> None:
-        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(5)
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(30)
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(5)
+        self._thread.join(30)
         self._loop.close()
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -16,7 +16,7 @@ from .conftest import Face
 
 @pytest.fixture
 def pool(face: Face) -> Iterator[Any]:
-    made = face.pool("BlockingConnectionPool", max_connections=3, timeout=2)
+    made = face.pool("BlockingConnectionPool", max_connections=3, timeout=20)
     yield made
     face.until(lambda: made.stats().lent == 0)
     face.until(lambda: made.stats().resetting + made.stats().closing == 0)
@@ -239,7 +239,7 @@ def test_a_client_retries_what_it_was_told_to(face: Face, proxy: Any) -> None:
 
 def test_health_checks_of_redis_pys_own(face: Face, proxy: Any) -> None:
     wire = proxy(face.server.host, face.server.port)
-    pool = face.pool(port=wire.port, max_connections=1, health_check_interval=1, retry=face.retry(2))
+    pool = face.pool(port=wire.port, max_connections=1, health_check_interval=60, retry=face.retry(2))
     client = face.client(pool)
     assert face.run(client.ping())
     [conn] = pool._get_free_connections()

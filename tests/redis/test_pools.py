@@ -181,7 +181,7 @@ def test_a_blocking_pool_gives_up_after_its_timeout(face: Face) -> None:
     began = time.monotonic()
     with pytest.raises(redis.ConnectionError, match="No connection available") as caught:
         face.borrow(pool)
-    assert 0.04 < time.monotonic() - began < 1
+    assert 0.04 < time.monotonic() - began < 10  # and not redis-py's own 20 s
     assert isinstance(caught.value.__cause__, millpond.PoolTimeout)
     face.give_back(pool, conn)
     pool.timeout = None
@@ -289,12 +289,13 @@ def test_close_wakes_those_who_wait() -> None:
         began = time.monotonic()
         pool.close()
         for thread in threads:
-            thread.join(5)
+            thread.join(30)
         assert len(woken) == 20
-        assert max(woken) - began < 0.05
+        assert max(woken) - began < 10  # and not their timeout
         pool.release(conn)
 
 
+@pytest.mark.usefixtures("without_ticks")
 def test_aclose_wakes_those_who_wait() -> None:
     async def main() -> None:
         pool = millpond.redis.asyncio.BlockingConnectionPool(host=server.host, port=server.port, max_connections=1)
@@ -311,8 +312,8 @@ def test_aclose_wakes_those_who_wait() -> None:
             await asyncio.sleep(0)
         began = time.monotonic()
         await pool.aclose()
-        await asyncio.wait_for(asyncio.gather(*tasks), 5)
-        assert max(woken) - began < 0.05
+        await asyncio.wait_for(asyncio.gather(*tasks), 30)
+        assert max(woken) - began < 10  # and not their timeout
         await pool.release(conn)
 
     with Valkey() as server:

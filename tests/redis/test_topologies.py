@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from redis.cluster import RedisCluster
 
 import millpond.redis
 import millpond.redis.asyncio
-from millpond.testing import Valkey
+from millpond.testing import ReservedPort, Valkey
 
 from .conftest import Face
 
@@ -33,8 +34,8 @@ class Watchman(Valkey):
         super()._prepare(directory)
         (directory / "sentinel.conf").write_text(
             f"sentinel monitor main {self._master.host} {self._master.port} 1\n"
-            "sentinel down-after-milliseconds main 500\n"
-            "sentinel failover-timeout main 3000\n"
+            "sentinel down-after-milliseconds main 60000\n"
+            "sentinel failover-timeout main 30000\n"
         )
 
     def _command(self, directory: Path) -> list[str | Path]:
@@ -42,7 +43,7 @@ class Watchman(Valkey):
         return [self._program, directory / "sentinel.conf", *place, "--sentinel"]
 
 
-def until(fact: Callable[[], object], seconds: float = 15.0) -> None:
+def until(fact: Callable[[], object], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not fact():
         assert time.monotonic() < deadline, "it did not come about in time"
@@ -131,11 +132,16 @@ def test_no_master_is_an_error_of_redis_pys(face: Face) -> None:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[list[Valkey]]:
     """Two servers that share the slots."""
-    with Valkey(cluster_enabled=True) as one, Valkey(cluster_enabled=True) as other:
+    with (
+        closing(ReservedPort()) as bus,
+        closing(ReservedPort()) as other_bus,
+        Valkey(cluster_enabled=True, cluster_port=bus.number) as one,
+        Valkey(cluster_enabled=True, cluster_port=other_bus.number) as other,
+    ):
         clients = [redis.Redis(host=server.host, port=server.port) for server in (one, other)]
         clients[0].execute_command("CLUSTER ADDSLOTSRANGE", 0, 8191)
         clients[1].execute_command("CLUSTER ADDSLOTSRANGE", 8192, 16383)
-        clients[0].execute_command("CLUSTER MEET", other.host, other.port)
+        clients[0].execute_command("CLUSTER MEET", other.host, other.port, other_bus.number)
         until(lambda: all(client.cluster("INFO")["cluster_state"] == "ok" for client in clients))
         until(lambda: all(client.cluster("INFO")["cluster_known_nodes"] == "2" for client in clients))
         for client in clients:

@@ -60,7 +60,7 @@ class Shell:
             async with lease as conn:
                 yield conn
 
-    async def until(self, fact: Callable[[millpond.Stats], object], seconds: float = 5.0) -> millpond.Stats:
+    async def until(self, fact: Callable[[millpond.Stats], object], seconds: float = 30.0) -> millpond.Stats:
         """Wait for a fact about the pool."""
         with anyio.fail_after(seconds):
             while not fact(stats := self.pool.stats()):

@@ -15,9 +15,11 @@ import pytest
 
 import millpond
 from millpond import events
+from millpond._sample import SAMPLE
 from millpond.testing import FakeConnector
 
-from .conftest import Shell
+from ..promises.patience import until
+from .conftest import Shell, in_thread
 
 pytestmark = pytest.mark.anyio
 
@@ -40,7 +42,7 @@ class Ear:
 
     async def hears(self, kind: type[E]) -> E:
         """Wait for a fact of a kind, and return the first."""
-        with anyio.fail_after(5):
+        with anyio.fail_after(30):
             while True:
                 for event in list(self.heard):
                     if isinstance(event, kind):
@@ -59,22 +61,20 @@ async def test_the_life_of_a_connection_is_told_from_its_opening_to_its_end(make
     async with shell.lent():
         await anyio.sleep(0.05)
     await shell.call("close")
-    assert ear.story == [
-        "ConnectionOpened",
-        "ConnectionLent",
-        "ConnectionReturned",
-        "PoolClosed",
-        "ConnectionClosed",
-    ]
-    opened, lent, returned, _, closed = ear.heard
+    await ear.hears(events.ConnectionClosed)
+    # The thread that opened it and the one that was lent it tell of that side by side.
+    assert sorted(ear.story[:2]) == ["ConnectionLent", "ConnectionOpened"]
+    assert ear.story[2:] == ["ConnectionReturned", "PoolClosed", "ConnectionClosed"]
+    opened, lent = sorted(ear.heard[:2], key=lambda event: isinstance(event, events.ConnectionLent))
+    returned, _, closed = ear.heard[2:]
     assert isinstance(opened, events.ConnectionOpened)
     assert isinstance(lent, events.ConnectionLent)
     assert isinstance(returned, events.ConnectionReturned)
     assert isinstance(closed, events.ConnectionClosed)
     assert {event.pool for event in ear.heard} == {"orders"}
-    assert [event.at for event in ear.heard] == sorted(event.at for event in ear.heard)
-    assert 0.04 < opened.seconds <= lent.waited < 5
-    assert 0.04 < returned.held < 5
+    assert [event.at for event in ear.heard[1:]] == sorted(event.at for event in ear.heard[1:])
+    assert 0.04 < opened.seconds <= lent.waited
+    assert 0.04 < returned.held
     assert returned.error is None
     assert (closed.connection, closed.reason, closed.uses) == (1, "pool closed", 1)
     assert closed.age >= returned.held
@@ -112,19 +112,20 @@ async def test_those_who_get_nothing_are_told_of_with_what_they_were_told(make: 
             await shell.acquire(0.05)
         timed_out = await ear.hears(events.CallerTimedOut)
         assert timed_out.error is late.value
-        assert 0.04 < timed_out.waited < 5
+        assert 0.04 < timed_out.waited
         async with anyio.create_task_group() as group:
 
             async def wait() -> None:
-                with contextlib.suppress(millpond.PoolTimeout):
-                    await shell.acquire(0.5)
+                shell.pool.release(await shell.acquire(60))
 
             group.start_soon(wait)
             await shell.until(lambda stats: stats.waiting == 1)
             with pytest.raises(millpond.PoolFull) as full:
                 await shell.acquire()
             assert (await ear.hears(events.CallerRefused)).error is full.value
-            if shell.way != "threads":  # a thread would go on
+            if shell.way == "threads":  # a thread would go on
+                shell.pool.resize(max_size=2)
+            else:
                 group.cancel_scope.cancel()
     if shell.way != "threads":
         assert (await ear.hears(events.CallerCancelled)).waited > 0
@@ -240,17 +241,39 @@ async def test_who_wants_no_loans_hears_all_else_and_loans_cost_nothing(make: Ma
     assert type(shell.pool.connection()) is plain
     async with shell.lent():
         pass
+    await ear.hears(events.ConnectionOpened)
     await shell.call("close")
+    await ear.hears(events.ConnectionClosed)
     assert ear.story == ["ConnectionOpened", "PoolClosed", "ConnectionClosed"]
 
 
 async def test_who_wants_some_loans_hears_of_all_while_there_are_few(make: Make, ear: Ear) -> None:
     shell = make(max_size=1)
     shell.pool.listen(ear, loans="some")
-    for _ in range(100):
+    for _ in range(20):
         async with shell.lent():
             pass
-    assert ear.story.count("ConnectionLent") == ear.story.count("ConnectionReturned") == 100
+    assert ear.story.count("ConnectionLent") == ear.story.count("ConnectionReturned") == 20
+
+
+def lend_by_turns(pool: Any, loans: int) -> None:
+    for turn in range(loans):
+        if turn % 2:
+            with pool.connection(), pool.connection():
+                pass
+        else:
+            with pool.connection():
+                pass
+
+
+async def lend_by_turns_in_a_task(pool: Any, loans: int) -> None:
+    for turn in range(loans):
+        if turn % 2:
+            async with pool.connection(), pool.connection():
+                pass
+        else:
+            async with pool.connection():
+                pass
 
 
 @pytest.mark.parametrize("leak_after", [math.inf, 1000.0])
@@ -263,15 +286,14 @@ async def test_of_many_loans_a_random_sample_is_told_and_of_few_later_on_all(
     async with shell.lent():
         pass
     loans = 8_000
-    for turn in range(loans):
-        if turn % 2:
-            async with shell.lent(), shell.lent():
-                pass
-        else:
-            async with shell.lent():
-                pass
+    began = time.monotonic()
+    if shell.way == "threads":
+        await in_thread(lambda: lend_by_turns(shell.pool, loans))
+    else:
+        await lend_by_turns_in_a_task(shell.pool, loans)
+    took = time.monotonic() - began
     lent = [event.connection for event in ear.heard if isinstance(event, events.ConnectionLent)]
-    assert 200 < len(lent) < loans / 5
+    assert SAMPLE < len(lent) < min(loans, 8 * SAMPLE * (1 + took))
     assert ear.story.count("ConnectionReturned") == len(lent)
     assert shell.pool.stats().borrows == 1 + loans * 3 / 2
     assert {1, 2} == set(lent)
@@ -364,7 +386,7 @@ def test_an_exception_that_strikes_a_listener_loses_no_connection(way: Any, kind
 
 @pytest.mark.parametrize("way", ["threads"])
 def test_all_that_closing_does_is_told_before_it_returns(way: Any) -> None:
-    for _ in range(500):
+    for _ in range(50):
         told: list[events.Event] = []
         with millpond.Pool(FakeConnector(), max_size=1) as pool:
             pool.listen(lambda event: time.sleep(0.001) if isinstance(event, events.ConnectionClosed) else None)
@@ -378,15 +400,17 @@ def test_all_that_closing_does_is_told_before_it_returns(way: Any) -> None:
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_worker_that_a_listener_ends_is_replaced(way: Any) -> None:
     pool: millpond.Pool[dict[str, str]] = millpond.Pool(dict, close=dict.clear, max_size=4, max_opening=1)
-    stop = pool.listen(_leave)
-    held = [pool.acquire(5) for _ in range(4)]
+    left: list[events.Event] = []
+
+    def leave(event: events.Event) -> None:
+        if isinstance(event, events.ConnectionOpened):
+            left.append(event)
+            raise KeyboardInterrupt
+
+    stop = pool.listen(leave)
+    held = [pool.acquire(30) for _ in range(4)]
     for conn in held:
         pool.release(conn)
+    until(lambda: len(left) == 4 and pool._openers.present == 0)
     stop()
-    assert pool._openers.present == 0
     pool.close()
-
-
-def _leave(event: events.Event) -> None:
-    if isinstance(event, events.ConnectionOpened):
-        raise KeyboardInterrupt

@@ -17,6 +17,7 @@ import pytest
 
 import millpond
 from millpond import Stats
+from millpond._core import outage
 from millpond.testing import AsyncFakeConnector, FakeConnection, FakeConnector
 
 from ..promises.patience import until
@@ -76,7 +77,7 @@ async def test_a_caller_waits_no_longer_than_its_timeout_and_learns_why(make: Ma
     started = time.monotonic()
     with pytest.raises(millpond.PoolTimeout) as caught:
         await shell.acquire(0.05)
-    assert 0.05 <= time.monotonic() - started < 0.5
+    assert 0.05 <= time.monotonic() - started < 10  # and not the pool's own 30 s
     error = caught.value
     assert isinstance(error, TimeoutError)
     assert (error.pool, error.stats and error.stats.lent) == ("orders", 1)
@@ -102,10 +103,18 @@ async def test_a_timeout_of_zero_takes_what_is_idle_and_does_not_wait(make: Make
 async def test_an_open_that_takes_too_long_is_named_as_the_reason(make: Make) -> None:
     shell = make(max_size=2)
     shell.fake.hold()
-    with pytest.raises(millpond.PoolTimeout, match="connections take too long to open: the oldest attempt has lasted"):
-        await shell.acquire(0.05)
-    shell.fake.let_go()
-    await shell.until(lambda stats: stats.idle == 1)
+    async with anyio.create_task_group() as group:
+
+        async def caller() -> None:
+            shell.pool.release(await shell.acquire(60))
+
+        group.start_soon(caller)
+        await shell.until(lambda stats: stats.opening == 1)
+        with pytest.raises(
+            millpond.PoolTimeout, match="connections take too long to open: the oldest attempt has lasted"
+        ):
+            await shell.acquire(0.05)
+        shell.fake.let_go()
 
 
 async def test_a_paused_pool_is_named_as_the_reason(make: Make) -> None:
@@ -153,7 +162,7 @@ async def test_callers_learn_at_once_that_the_server_is_down_with_the_cause(make
         failed = time.monotonic()
         shell.fake.let_go()
     assert causes == [refused] * 5
-    assert max(learned) - failed < 0.2
+    assert max(learned) - failed < 10  # and not their timeout
     assert refused.__traceback__ is None, "its frames would keep the driver's variables"
 
 
@@ -166,8 +175,13 @@ async def test_the_pool_finds_the_server_again(make: Make) -> None:
     with pytest.raises(millpond.ConnectFailed):
         await shell.acquire()
     down = False
-    await anyio.sleep(0.06)  # the least pause between two attempts
-    conn = await shell.acquire()
+    with anyio.fail_after(30):
+        while True:
+            try:
+                conn = await shell.acquire()
+                break
+            except millpond.ConnectFailed:  # an attempt from before, or the pause between two
+                await anyio.sleep(0.01)
     shell.pool.release(conn)
     assert shell.pool.stats().outage is None
 
@@ -179,21 +193,27 @@ async def test_callers_may_ride_an_outage_out(make: Make) -> None:
     async with anyio.create_task_group() as group:
 
         async def caller() -> None:
-            shell.pool.release(await shell.acquire(5.0))
+            shell.pool.release(await shell.acquire(60))
 
         group.start_soon(caller)
         await shell.until(lambda stats: stats.open_failures >= 2)
         down = False
-    with pytest.raises(millpond.PoolTimeout, match="the server cannot be reached") as caught:
-        shell.fake.fail_until(lambda: not down)
-        down = True
-        shell.pool.refresh()
-        await shell.acquire(0.1)
+    down = True
+    shell.fake.fail_until(lambda: not down)
+    shell.pool.refresh()
+    async with anyio.create_task_group() as group:
+        group.start_soon(caller)
+        await shell.until(lambda stats: stats.outage)
+        with pytest.raises(millpond.PoolTimeout, match="the server cannot be reached") as caught:
+            await shell.acquire(0.1)
+        down = False
     assert isinstance(caught.value.__cause__, ConnectionRefusedError)
-    down = False
 
 
-async def test_a_refused_login_is_not_tried_again_in_the_background(make: Make) -> None:
+async def test_a_refused_login_is_not_tried_again_in_the_background(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outage, "FIRST_REFUSED_PAUSE", 60.0)
     shell = make(min_size=1, max_size=1, ride_out=True)
     shell.fake.fail_until(lambda: False, PermissionError("wrong password"))
     with pytest.raises(millpond.ConnectFailed, match="is not let in") as caught:
@@ -293,9 +313,9 @@ async def test_a_lease_that_dies_unreturned_gives_its_place_back(make: Make, cap
         del lease
         gc.collect()
         other = await shell.acquire()
+        await shell.until(lambda stats: "was never returned" in caplog.text)
     assert other is not conn
     assert shell.fake.abandoned == [conn]
-    assert "was never returned" in caplog.text
     shell.pool.release(other)
 
 
@@ -383,7 +403,7 @@ async def test_close_wakes_who_waits_at_once(make: Make) -> None:
         await shell.until(lambda stats: stats.waiting == 3)
         closed = time.monotonic()
         await shell.call("close", 0.0)
-    assert max(woken) - closed < 0.2
+    assert max(woken) - closed < 10  # and not their timeout
     with pytest.raises(millpond.PoolClosed, match="is closed"):
         await shell.acquire()
     shell.pool.release(conn)
@@ -437,10 +457,8 @@ async def test_a_hang_up_is_known_before_anybody_borrows(make: Make) -> None:
     conns = await shell.fill(3)
     for conn in conns:
         shell.pool.release(conn)
-    died = time.monotonic()
     shell.fake.die(conns[2])
     await shell.until(lambda stats: stats.closes.get("hung up") == 1)
-    assert time.monotonic() - died < 0.5
     # The others are asked, since one was found dead.
     await shell.until(lambda stats: set(shell.fake.pings) == set(conns[:2]) and stats.idle == 2)
     assert shell.fake.abandoned == [conns[2]]
@@ -457,15 +475,26 @@ async def test_a_hang_up_on_loan_is_known_when_it_comes_back(make: Make) -> None
 
 
 async def test_a_burst_opens_no_more_than_it_needs(make: Make) -> None:
-    shell = make(max_size=50, open_time=0.15)
+    shell = make(max_size=50)
+    shell.fake.hold()
+    served = 0
 
     async def caller() -> None:
-        async with shell.lent():
-            await anyio.sleep(0.002)
+        nonlocal served
+        async with shell.lent(60):
+            served += 1
 
-    await shell.gather(*[caller] * 50)
-    assert len(shell.fake.opened) <= 6
-    assert shell.fake.most_opening <= 3
+    async with anyio.create_task_group() as group:
+        for _ in range(50):
+            group.start_soon(caller)
+        await shell.until(lambda stats: stats.waiting == 50 and stats.opening == 3)
+        shell.fake.let_go(3)
+        await shell.until(lambda stats: served == 50)
+        # While those three serve everybody, no more are begun than take the place of those three.
+        assert shell.fake.most_opening <= 3
+        stats = shell.pool.stats()
+        assert stats.opens + stats.opening <= 6
+        shell.fake.let_go()
 
 
 @pytest.mark.parametrize("way", ["asyncio", "trio"])  # a thread cannot be cancelled
@@ -491,7 +520,7 @@ async def test_a_factory_that_returns_the_same_connection_twice_is_found_out(way
             millpond.Pool(lambda: conn, close=close, max_size=2) as pool,
             pool.connection(),
             pytest.raises(millpond.PoolTimeout) as caught,
-            pool.connection(timeout=0.05),
+            pool.connection(timeout=0.5),
         ):
             ...
     else:
@@ -501,7 +530,7 @@ async def test_a_factory_that_returns_the_same_connection_twice_is_found_out(way
 
         async with millpond.AsyncPool(same, close=close, max_size=2) as apool, apool.connection():
             with pytest.raises(millpond.PoolTimeout) as caught:
-                async with apool.connection(timeout=0.05):
+                async with apool.connection(timeout=0.5):
                     ...
     assert isinstance(caught.value.__cause__, millpond.Misuse)
     assert "was given a connection that it already has" in str(caught.value)
@@ -614,6 +643,7 @@ async def test_those_who_hold_a_connection_and_wait_for_another_are_counted(make
 
 
 async def test_an_unclosed_pool_is_a_warning_that_names_where_it_was_made(way: str) -> None:
+    gc.collect()  # not the warnings of others
     with pytest.warns(ResourceWarning, match=r"pool 'forgotten', made at conftest\.py:\d+, was never closed") as caught:
         Shell(way, name="forgotten")  # type: ignore[arg-type]
         gc.collect()

@@ -11,7 +11,7 @@ from millpond.urllib3 import HTTPConnectionPool
 __all__ = ["settled", "stats", "until"]
 
 
-def until(seen: Callable[[], object], timeout: float = 5.0) -> float:
+def until(seen: Callable[[], object], timeout: float = 30.0) -> float:
     """Ask again and again until it is so; return the seconds that took, or fail."""
     start = time.monotonic()
     while not seen():

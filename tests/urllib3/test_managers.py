@@ -8,6 +8,7 @@ import logging
 import os
 import ssl
 import threading
+import time
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -79,7 +80,7 @@ def test_a_pool_that_makes_room_finishes_what_it_is_at(server: Server) -> None:
 def test_a_manager_that_is_dropped_closes_its_connections(server: Server) -> None:
     http = PoolManager()
     http.request("GET", server.url)
-    assert server.connected == 1
+    until(lambda: server.connected == 1)
     del http
     until(lambda: not server.connected)
 
@@ -94,21 +95,23 @@ def test_a_budget_limits_all_hosts_together() -> None:
         with lock:
             busy += 1
             most = max(most, busy)
-        echo(request, wire)
+        time.sleep(0.02)
+        # Before it answers: the next one may ask as soon as it has the answer.
         with lock:
             busy -= 1
+        echo(request, wire)
 
     with (
         Server(count) as one,
         Server(count) as two,
-        PoolManager(maxsize=4, budget=Budget(3), pool_timeout=10) as http,
+        PoolManager(maxsize=4, budget=Budget(3), pool_timeout=60) as http,
         ThreadPoolExecutor(12) as executor,
     ):
-        urls = [f"{server.url}/{number}?0.02" for number in range(20) for server in (one, two)]
+        urls = [f"{server.url}/{number}" for number in range(20) for server in (one, two)]
         for url, response in zip(urls, executor.map(lambda url: http.request("GET", url), urls), strict=True):
-            assert url.partition("?")[0].endswith(response.data.decode())
+            assert url.endswith(response.data.decode())
         assert most <= 3
-        assert one.connected + two.connected <= 3
+        until(lambda: one.connected + two.connected <= 3)
 
 
 def test_tls_is_verified(secure: Server, trusting: ssl.SSLContext, authority: trustme.CA) -> None:

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import urllib3
+from urllib3 import Timeout
 from urllib3.connection import HTTPConnection
 from urllib3.exceptions import MaxRetryError, NewConnectionError, ProtocolError, ReadTimeoutError
 
@@ -153,7 +154,7 @@ def test_failures_are_urllib3s_own(make: Make, server: Server) -> None:
 
     http = make(maxsize=1, block=True, pool_timeout=5)
     with pytest.raises(ReadTimeoutError, match="Read timed out"):
-        http.request("GET", "/?1", timeout=0.05, retries=False)
+        http.request("GET", "/?1", timeout=Timeout(connect=30, read=0.05), retries=False)
     server.answer = lambda request, wire: wire.hang_up()
     with pytest.raises(ProtocolError, match="Connection aborted"):
         http.request("GET", "/", retries=False)
@@ -205,14 +206,14 @@ def test_without_block_there_is_no_limit_and_maxsize_are_kept(
     ready = threading.Barrier(8)
 
     def meet(request: Request, wire: Wire) -> None:
-        ready.wait(10)
+        ready.wait(60)
         echo(request, wire)
 
     http = make(meet, maxsize=3)
     with caplog.at_level(logging.WARNING), ThreadPoolExecutor(8) as executor:
         for _ in range(3):
             list(executor.map(lambda number: http.request("GET", f"/{number}"), range(8)))
-            until(lambda: settled(http).idle <= 3, 1)
+            until(lambda: settled(http).idle <= 3)
     assert any("Connection pool is full, discarding connection" in record.getMessage() for record in caplog.records)
 
 

@@ -167,11 +167,11 @@ class Proxy:
         """Return what each client sent last (up to 4096 bytes), ended connections too, in the order of their coming."""
         return self._order(lambda: [bytes(link.sent_by_client) for link in self._links])
 
-    def wait_until_live(self, count: int, timeout: float = 5) -> None:
+    def wait_until_live(self, count: int, timeout: float = 30) -> None:
         """Wait until exactly `count` connections are carried; raise TimeoutError after `timeout` seconds."""
         self._wait(lambda: self.live == count, timeout, f"{count} live")
 
-    def wait_until_accepted(self, count: int, timeout: float = 5) -> None:
+    def wait_until_accepted(self, count: int, timeout: float = 30) -> None:
         """Wait until `count` connections have been accepted in all; raise TimeoutError after `timeout` seconds."""
         self._wait(lambda: self.accepted >= count, timeout, f"{count} accepted")
 

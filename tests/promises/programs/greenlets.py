@@ -88,13 +88,15 @@ def main(kind: str, target: str) -> None:
     """Do all of it."""
     ticker = gevent.spawn(tick)
     with make(kind, target) as pool:
+        for conn in [pool.acquire() for _ in range(SIZE)]:
+            pool.release(conn)
         gevent.joinall([gevent.spawn(call, pool, kind) for _ in range(CALLERS)], raise_error=True)
         told: dict[str, Any] = {"served": served, "most": most, "ticks": ticks}
         before = ticks
         told["waited"] = wait_in_vain(pool)
         told["ticks while waiting"] = ticks - before
         kill_some(pool, kind)
-        conns = [pool.acquire(timeout=5) for _ in range(SIZE)]
+        conns = [pool.acquire(timeout=30) for _ in range(SIZE)]
         told["usable"] = len({id(conn) for conn in conns})
         for conn in conns:
             use(kind, conn)

@@ -53,7 +53,7 @@ def borrow(pool: Pool[Any], times: int) -> None:
     for left in reversed(range(times)):
         before = time.monotonic()
         try:
-            with pool.connection(timeout=5) as conn:
+            with pool.connection(timeout=30) as conn:
                 look_at(conn.fileno(), before)
                 if not left:
                     conn.execute("select 1")
@@ -103,7 +103,7 @@ async def tasks(url: str) -> None:
         sys.stdin.readline()
         for _ in range(30):
             before = time.monotonic()
-            async with pool.connection(timeout=5) as conn:
+            async with pool.connection(timeout=30) as conn:
                 look_at(connector.descriptor(conn), before)
 
 
