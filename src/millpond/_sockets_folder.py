@@ -18,6 +18,9 @@ __all__ = ["Peer", "folders", "home", "peer_of", "remove", "silent"]
 LONGEST: Final = 75
 """Bytes that the path of a folder may have: that of a socket has 107 at most."""
 
+ELSEWHERE: Final = (f"/tmp/millpond-{os.geteuid()}", f"/run/user/{os.geteuid()}/millpond")
+"""The folder where `$XDG_RUNTIME_DIR` is of no use, and the one of those who have it where we have not."""
+
 CREDENTIALS: Final = struct.Struct("iii")
 
 
@@ -41,7 +44,7 @@ def home(*, make: bool = False) -> str:
     """
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
     if len(os.fsencode(runtime)) > LONGEST or not _is_private(runtime):
-        folder = f"/tmp/millpond-{os.geteuid()}"
+        folder = ELSEWHERE[0]
     else:
         folder = os.path.join(runtime, "millpond")
     if make:
@@ -59,9 +62,7 @@ def folders() -> list[str]:
 
     Raises `PermissionError` if others can get at that of this process.
     """
-    uid = os.geteuid()
-    others = f"/run/user/{uid}/millpond", f"/tmp/millpond-{uid}"
-    return [folder for folder in dict.fromkeys((home(), *others)) if _is_private(folder)]
+    return [folder for folder in dict.fromkeys((home(), *ELSEWHERE)) if _is_private(folder)]
 
 
 def silent(path: str) -> bool:

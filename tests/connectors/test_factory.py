@@ -211,7 +211,7 @@ async def test_what_waits_too_long_is_cancelled() -> None:
     for call in (connector.ping, connector.reset):
         with pytest.raises(TimeoutError):
             await call(AsyncThing(), 0.05)
-    assert time.monotonic() - begin < 1
+    assert time.monotonic() - begin < 10
 
 
 @pytest.mark.anyio

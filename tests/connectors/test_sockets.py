@@ -349,7 +349,7 @@ def test_opening_ends_in_time_in_a_black_hole(case: str) -> None:
         begin = monotonic()
         with pytest.raises(TimeoutError) as failure:
             connector.open(0.3)
-        assert 0.25 <= monotonic() - begin < 0.8
+        assert 0.25 <= monotonic() - begin < 4
         assert not connector.refused(failure.value)
 
 
@@ -362,7 +362,7 @@ async def test_opening_by_a_task_ends_in_time_in_a_black_hole(case: str) -> None
         begin = monotonic()
         with pytest.raises(TimeoutError):
             await connector.open(0.3)
-        assert 0.25 <= monotonic() - begin < 0.8
+        assert 0.25 <= monotonic() - begin < 4
 
 
 def test_a_closed_port_is_no_refusal() -> None:

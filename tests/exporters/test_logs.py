@@ -17,6 +17,8 @@ from millpond import events, logs
 from millpond.records import LeaseRecord
 from millpond.testing import FakeConnector, Postgres, Proxy
 
+from ..promises.patience import until
+
 Wire = Callable[[str, int], Proxy]
 Lines = Callable[[str], list[dict[str, Any]]]
 # What every record has.
@@ -168,6 +170,7 @@ def test_an_outage_is_logged_once_with_its_facts_installed_or_not(
             wire.refuse()
             with suppress(millpond.PoolError):
                 pool.acquire(0.3)
+            until(lambda name=pool.name: name in [line["pool"] for line in lines("outage_began")])  # type: ignore[misc]
             if uninstall is not None:
                 uninstall()
     began = lines("outage_began")

@@ -14,9 +14,19 @@ from typing import Any
 
 import pytest
 
-from millpond import _looking
+from millpond import _looking, _sockets_folder
 
 PROGRAM = Path(__file__).with_name("program.py")
+MILLPOND = """
+import os, sys
+from millpond import _looking, _sockets_folder
+from millpond.cli import main
+
+_sockets_folder.ELSEWHERE = (os.environ["XDG_RUNTIME_DIR"] + "/elsewhere",)
+_looking.look.__defaults__ = (60.0,)
+sys.exit(main(sys.argv[1:]))
+"""
+"""The command, patient and without an eye for what else this user runs."""
 
 Start = Callable[..., "subprocess.Popen[str]"]
 
@@ -27,6 +37,9 @@ def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     folder = tempfile.mkdtemp()
     monkeypatch.setenv("XDG_RUNTIME_DIR", folder)
     monkeypatch.delenv("MILLPOND_EXPOSE", raising=False)
+    # No processes but those of the test; and they have time to answer, however busy the machine is.
+    monkeypatch.setattr(_sockets_folder, "ELSEWHERE", (f"{folder}/elsewhere",))
+    monkeypatch.setattr(_looking.look, "__defaults__", (60.0,))
     yield Path(folder)
     shutil.rmtree(folder)
 
@@ -61,7 +74,7 @@ def wait_for(process: subprocess.Popen[str]) -> None:
     assert process.stdout.readline() == "ready\n"
 
 
-def looked(deadline: float = 10.0) -> dict[int, dict[str, Any]]:
+def looked(deadline: float = 60.0) -> dict[int, dict[str, Any]]:
     """Return what processes say, by process id; the deadline is generous, for busy machines."""
     return {process.pid: answer for process, answer in _looking.look(deadline)}
 

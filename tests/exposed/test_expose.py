@@ -168,7 +168,7 @@ def test_whoever_says_nothing_is_shown_out_and_keeps_nobody_waiting(exposed: str
         mute = [stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(2 * _expose.CALLERS)]
         for conn in mute:
             conn.connect(exposed)
-            conn.settimeout(10)
+            conn.settimeout(60)
             conn.send(b"{")
         assert "pools" in own()
         for conn in mute:
@@ -184,11 +184,13 @@ def test_whoever_does_not_take_the_answer_is_shown_out(exposed: str) -> None:
         for key in range(500):  # more to tell than a socket takes at once
             stack.enter_context(pools.connection(key))
         with socket.socket(socket.AF_UNIX) as conn:
-            conn.settimeout(10)
+            conn.settimeout(60)
             conn.connect(exposed)
             conn.send(LOOK)
-            assert len(own()["pools"]) >= 500
-            time.sleep(1.2 * _expose.PATIENCE)
+            exposure = _expose._exposure
+            assert exposure is not None
+            until(lambda: exposure._callers)
+            until(lambda: not exposure._callers)
             heard = b""
             try:
                 while piece := conn.recv(1 << 16):
@@ -238,7 +240,7 @@ def test_what_is_ended_is_ended(runtime: Path) -> None:
     end()
     assert not list((runtime / "millpond").iterdir())
     assert os.getpid() not in looked()
-    assert not [thread for thread in threading.enumerate() if thread.name == "millpond-expose"]
+    until(lambda: not [thread for thread in threading.enumerate() if thread.name == "millpond-expose"])
 
 
 def test_a_second_call_returns_the_same_unless_it_wants_something_else() -> None:
@@ -316,7 +318,7 @@ def test_a_stopped_process_is_told_of_and_holds_up_nobody(start: Start) -> None:
     one, other = start("one"), start("other")
     os.kill(one.pid, signal.SIGSTOP)
     os.waitpid(one.pid, os.WUNTRACED)
-    there = looked(1.0)
+    there = looked(4.0)
     assert "no answer" in there[one.pid]["error"]
     assert there[other.pid]["pools"]
 
@@ -362,7 +364,7 @@ os.setgroups([])
 os.setgid(65534)
 os.setuid(65534)
 conn = socket.socket(socket.AF_UNIX)
-conn.settimeout(10)
+conn.settimeout(60)
 if sys.argv[1] == "ask":
     conn.connect(sys.argv[2])
     try:
@@ -386,7 +388,7 @@ def test_another_user_is_told_nothing(exposed: str, runtime: Path) -> None:
     (runtime / "millpond").chmod(0o755)
     os.chmod(exposed, 0o666)
     done = subprocess.run(
-        [sys.executable, "-c", STRANGER, "ask", exposed], capture_output=True, text=True, timeout=30, check=False
+        [sys.executable, "-c", STRANGER, "ask", exposed], capture_output=True, text=True, timeout=90, check=False
     )
     runtime.chmod(0o700)
     (runtime / "millpond").chmod(0o700)
@@ -485,5 +487,5 @@ def test_a_pool_that_is_gone_cannot_be_paused() -> None:
 
 def test_whoever_does_not_ask_for_it_does_not_load_it() -> None:
     code = "import sys, millpond; print({'millpond._expose', 'millpond.cli'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=90, check=False)
     assert done.stdout == "set()\n", done.stderr

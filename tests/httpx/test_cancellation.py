@@ -166,7 +166,7 @@ def test_a_request_over_http2_cancelled_anywhere(
             pass
 
     async def main() -> None:
-        caller = caller_of(loop, library, http2=True)
+        caller = caller_of(loop, library, http2=True, timeout=5.0)
         # Handshakes take their time, and there are sixty awaits on trio.
         step = (1 if thorough else 2) * (4 if new else 1)
         for way in WAYS[["httpx", "httpx2"].index(library) :: step]:
@@ -176,7 +176,7 @@ def test_a_request_over_http2_cancelled_anywhere(
                     nonlocal caller
                     if new:
                         await caller.close()
-                        caller = caller_of(loop, library, http2=True)
+                        caller = caller_of(loop, library, http2=True, timeout=5.0)
                     else:
                         await caller.say(f"{url}/say/{next(words)}")
                     group.start_soon(beside, caller)

@@ -25,7 +25,7 @@ from millpond import ConnectFailed, Pool, _fork
 from millpond.connectors.sqlite import Sqlite
 from millpond.testing import FakeConnector, Postgres, Proxy
 
-from .patience import assert_whole
+from .patience import assert_whole, until
 
 PROGRAM = Path(__file__).parent / "programs" / "forking.py"
 WAYS = ["exit", "_exit", "close", "leave", "pool", "process", "use"]

@@ -25,7 +25,7 @@ from millpond.connectors.dbapi import DBAPI
 from millpond.connectors.psycopg import AsyncPsycopg, Psycopg
 from millpond.testing import Postgres, ReservedPort
 
-from .patience import until
+from .patience import until, until_seen
 from .places import PACKAGE
 
 # Whichever part of it is taken for something else, it gives itself away.

@@ -119,6 +119,8 @@ def changes_are_made_without_the_lock(patch: pytest.MonkeyPatch) -> None:
 def test_playing_finds(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seed, scene, preemptions = DEFECTS[name]
     seed(monkeypatch)
+    # Some defects leave threads that wait for each other.
+    monkeypatch.setattr(schedule, "PATIENCE", 1.0)
     # What a defect puts into the code is code of millpond's.
     monkeypatch.setattr(schedule, "PACKAGE", (schedule.PACKAGE, __file__))
     played = play_all(scene, Grain.PLACES, preemptions=preemptions, most=3000)

@@ -460,7 +460,7 @@ async def test_a_hang_up_is_known_before_anybody_borrows(make: Make) -> None:
     shell.fake.die(conns[2])
     await shell.until(lambda stats: stats.closes.get("hung up") == 1)
     # The others are asked, since one was found dead.
-    await shell.until(lambda stats: set(shell.fake.pings) == set(conns[:2]) and stats.idle == 2)
+    await shell.until(lambda stats: set(shell.fake.pings) == set(conns[:2]) and stats.size == 2 and stats.idle == 2)
     assert shell.fake.abandoned == [conns[2]]
 
 

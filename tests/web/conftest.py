@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ..exposed.processes import runtime, start
+from ..exposed.processes import MILLPOND, runtime, start
 
 __all__ = ["runtime", "start"]
 
@@ -24,6 +24,7 @@ SWITCHES = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    "--disable-dev-shm-usage",
 ]
 """What makes Chromium run as root, without a screen, and leave the network alone."""
 
@@ -36,7 +37,7 @@ def serve(runtime: object) -> Iterator[Serve]:
     started: list[subprocess.Popen[str]] = []
 
     def serve() -> tuple[str, subprocess.Popen[str]]:
-        command = [sys.executable, "-m", "millpond", "web"]
+        command = [sys.executable, "-c", MILLPOND, "web"]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         started.append(process)
         assert process.stdout is not None
@@ -63,7 +64,7 @@ def chromium() -> Iterator[Any]:
         options.add_argument(switch)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     browser = webdriver.Chrome(options, webdriver.ChromeService(driver))
-    browser.set_page_load_timeout(30)
+    browser.set_page_load_timeout(120)
     yield browser
     browser.quit()
 

@@ -21,7 +21,7 @@ return [...document.querySelectorAll('#pools tr')].map(
 """
 
 
-def seen(browser: Any, what: Callable[[], Any], timeout: float = 15.0) -> Any:
+def seen(browser: Any, what: Callable[[], Any], timeout: float = 90.0) -> Any:
     """Wait until there is something to see; return it."""
     deadline = time.monotonic() + timeout
     while not (found := what()):

@@ -20,13 +20,13 @@ from starlette.routing import Mount
 
 import millpond.web
 
-from ..exposed.processes import Start
+from ..exposed.processes import MILLPOND, Start
 from .conftest import Serve
 
 
 def get(address: str) -> tuple[int, dict[str, str], bytes]:
     try:
-        with urllib.request.urlopen(address, timeout=10) as answer:
+        with urllib.request.urlopen(address, timeout=60) as answer:
             return answer.status, dict(answer.headers), answer.read()
     except urllib.error.HTTPError as error:
         with error:
@@ -80,7 +80,7 @@ def test_looks_come_every_second_and_tell_of_all_processes(serve: Serve, start: 
     start("orders")
     address, _ = serve()
     looks: list[dict[str, Any]] = []
-    with urllib.request.urlopen(address + "looks", timeout=10) as stream:
+    with urllib.request.urlopen(address + "looks", timeout=60) as stream:
         assert stream.headers["content-type"].startswith("text/event-stream")
         while len(looks) < 3:
             line = stream.readline()
@@ -93,18 +93,18 @@ def test_looks_come_every_second_and_tell_of_all_processes(serve: Serve, start: 
 
 def test_ctrl_c_ends_it_though_somebody_watches(serve: Serve) -> None:
     address, process = serve()
-    with urllib.request.urlopen(address + "looks", timeout=10) as stream:
+    with urllib.request.urlopen(address + "looks", timeout=60) as stream:
         assert stream.readline()
         process.send_signal(signal.SIGINT)
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
     assert process.stderr is not None
     assert process.stderr.read() == ""
 
 
 def test_a_port_that_is_taken_is_told_in_a_line(serve: Serve) -> None:
     address, _ = serve()
-    command = [sys.executable, "-m", "millpond", "web", "--port", str(urlsplit(address).port)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    command = [sys.executable, "-c", MILLPOND, "web", "--port", str(urlsplit(address).port)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=90)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
     assert "Address already in use" in done.stderr
 
