@@ -4,6 +4,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+# So many tests at once: most of them wait.
+WORKERS ?= 4
+N ?= 20
 MINUTES ?= 10
 
 BIN := $(VENV)/bin
@@ -12,13 +15,20 @@ DRIVERS := aiosqlite,asyncpg,httpx,httpx2,opentelemetry,prometheus,psycopg,redis
 PROGRAMS := pgbouncer=pgbouncer chromium=chromium chromedriver=chromium-driver
 CODE := $(wildcard src tests benchmarks demo docs examples proof)
 
-.PHONY: demo test covered lint types measure bench proof atlas soak clean
+.PHONY: demo test pytest steady covered lint types measure bench proof atlas soak clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -B -m demo $(if $(WATCH),--watch)
 
-test: $(VENV)/.test
-	$(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/.test pytest
+
+# The tests, in an environment that is there.
+pytest:
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal $(ARGS)
+
+# The tests N times, while something else keeps every core busy; lists each test that failed once, and why
+steady: $(VENV)/.test
+	$(BIN)/python -m tests.steady $(N) -- --numprocesses $(WORKERS) --dist worksteal $(ARGS)
 
 # Every branch of the core, which decides, is run by one of its own tests. The others are not traced: they measure times,
 # and let exceptions strike anywhere, also within a tracer that is not made for it.

@@ -65,7 +65,8 @@ def no_thread_is_left() -> Iterator[None]:
         ]
         if not left or time.monotonic() > deadline:
             break
-        gc.collect()  # a pool that was dropped may be part of a cycle
         with contextlib.suppress(RuntimeError):  # one that has not begun yet
-            left[0].join(0.05)
+            left[0].join(0.2)
+        if left[0].is_alive():
+            gc.collect()  # a pool that was dropped may be part of a cycle
     assert not left

@@ -44,7 +44,9 @@ class Stage:
         self.served: list[object] = []
         self.pool: Pool[Connection] = Pool(self._open, close=self._close, **settings)
         self.pool._droppable = True
+        # Another of the schedule's threads does the work of the keeper.
         self.pool._kick = lambda: None  # type: ignore[method-assign]
+        self.pool._kept = True
         self.pool._lock = Lock(schedule)  # type: ignore[assignment]
         self.live: set[Connection] = set()
 

@@ -141,7 +141,7 @@ class FleetBudget(SharedBudget):
         self._looked = -math.inf
         self._left = False
         self._turning = threading.Lock()
-        """Held while the governor speaks to the coordinator: what it said would bring back one who has left meanwhile."""
+        """Held while the governor speaks to the coordinator, which would bring back one who leaves meanwhile."""
         self._known = False
         """Whether both the coordinator and the file know of this process."""
         super()._begin()

@@ -533,9 +533,9 @@ class Pool(Shell[C]):
         # Whoever waits sees to it that a keeper comes. CPython gives a thread that is being made the number of its
         # maker: an exception thrown at a caller who hires may strike the one that is hired, which is then none.
         # (test: a_caller_is_served_though_what_was_thrown_at_him_struck_the_thread_he_was_starting)
-        while not (waiter.done or self._kept) and monotonic() < waiter.deadline:
+        while not self._kept and not waiter.done and monotonic() < waiter.deadline:
             waiter.sleep(monotonic() + BEAT)
-            if not (waiter.done or self._kept):
+            if not self._kept:
                 self._kick()
         waiter.sleep()
         if not waiter.done:

@@ -254,7 +254,7 @@ class Server(_InThread):
 
 
 class Http2Server(_InThread):
-    """hypercorn, with TLS: /say/WORD, /after/MS/WORD, /meet/N/WORD, /hold/WORD, /many/N (that many bytes, slowly), /echo."""
+    """hypercorn, with TLS: /say, /after, /meet, /hold and /echo as above, and /many/N (that many bytes, slowly)."""
 
     def __init__(
         self,

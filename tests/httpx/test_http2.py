@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from importlib.metadata import version

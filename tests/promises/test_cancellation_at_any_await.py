@@ -12,7 +12,6 @@ import pytest
 import trio
 
 from millpond import AsyncPool, ConnectFailed, PoolClosed, PoolError, PoolTimeout
-from millpond._core.core import BEAT
 from millpond.testing import AsyncFakeConnector, FakeConnection, Postgres, Valkey
 
 from .drivers import DRIVERS, Servers, echo_server

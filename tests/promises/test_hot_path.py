@@ -28,6 +28,24 @@ def instructions(loan: Callable[[], object], here: CodeType) -> int:
     """Count the instructions of Python functions that a loan executes, calls of C's functions among them."""
     count = 0
 
+    if sys.version_info >= (3, 12):
+        monitoring, tool = sys.monitoring, 4
+
+        def note(code: CodeType, offset: int) -> None:
+            nonlocal count
+            count += code is not here and code is not instructions.__code__
+
+        monitoring.use_tool_id(tool, "instructions")
+        monitoring.register_callback(tool, monitoring.events.INSTRUCTION, note)
+        monitoring.set_events(tool, monitoring.events.INSTRUCTION)
+        try:
+            loan()
+        finally:
+            monitoring.set_events(tool, 0)
+            monitoring.register_callback(tool, monitoring.events.INSTRUCTION, None)
+            monitoring.free_tool_id(tool)
+        return count
+
     def trace(frame: FrameType, event: str, arg: object) -> Any:
         nonlocal count
         if frame.f_code is here:

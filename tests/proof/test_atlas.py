@@ -14,6 +14,7 @@ from proof.atlas.subjects import SUBJECTS
 # Faults on real servers, in the system's own time.
 pytestmark = pytest.mark.thorough
 
+
 def test_nobody_meets_a_connection_that_was_reset_while_it_was_idle(capsys: pytest.CaptureFixture[str]) -> None:
     verdict = command.main(["reset, idle"])
     assert verdict.broken == [], capsys.readouterr().out

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import logging
 import math
@@ -74,7 +73,7 @@ async def test_the_life_of_a_connection_is_told_from_its_opening_to_its_end(make
     assert {event.pool for event in ear.heard} == {"orders"}
     assert [event.at for event in ear.heard[1:]] == sorted(event.at for event in ear.heard[1:])
     assert 0.04 < opened.seconds <= lent.waited
-    assert 0.04 < returned.held
+    assert returned.held > 0.04
     assert returned.error is None
     assert (closed.connection, closed.reason, closed.uses) == (1, "pool closed", 1)
     assert closed.age >= returned.held
@@ -112,7 +111,7 @@ async def test_those_who_get_nothing_are_told_of_with_what_they_were_told(make: 
             await shell.acquire(0.05)
         timed_out = await ear.hears(events.CallerTimedOut)
         assert timed_out.error is late.value
-        assert 0.04 < timed_out.waited
+        assert timed_out.waited > 0.04
         async with anyio.create_task_group() as group:
 
             async def wait() -> None:

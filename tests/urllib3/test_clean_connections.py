@@ -189,7 +189,7 @@ def test_a_read_that_timed_out_costs_the_connection(make: Make, server: Server) 
     gate = threading.Event()
     http = make(once(plain(b"x" * 10)[:-5], gate, b"x" * 5), maxsize=1, block=True)
     response = http.request("GET", "/", preload_content=False, timeout=30)
-    response.connection.sock.settimeout(0.05)
+    response.connection.sock.settimeout(0.05)  # type: ignore[union-attr]
     with pytest.raises(ReadTimeoutError):
         response.read()
     gate.set()

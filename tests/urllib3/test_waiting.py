@@ -7,7 +7,6 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
-import urllib3
 from urllib3.exceptions import ClosedPoolError, EmptyPoolError
 
 import millpond
