@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 import anyio
@@ -77,6 +77,19 @@ async def refused(caller: Caller, url: str) -> None:
 
 
 ASKS: tuple[Ask, ...] = (small, twice, late, in_parts, half_read, upload, refused)
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    """One of this test's own: what others have left open is not to be counted."""
+    with Server() as server:
+        yield server
+
+
+@pytest.fixture
+def tls_server() -> Iterator[Server]:
+    with Server(tls=True) as server:
+        yield server
 
 
 def caller_of(loop: Loop, library: str, **options: Any) -> Caller:
