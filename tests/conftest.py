@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
+from millpond import pool
 from millpond._core import core
 
 # The same examples on every run of CI; new ones on every run at a desk. No deadlines: the machine may be busy.
@@ -53,7 +54,9 @@ def without_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def no_thread_is_left() -> Iterator[None]:
+def no_thread_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    # Workers go because they are sent home, not because they have found nothing to do for long enough.
+    monkeypatch.setattr(pool, "LINGER", 600.0)
     before = set(threading.enumerate())
     yield
     deadline = time.monotonic() + 20.0

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -40,6 +41,18 @@ def compute() -> None:
         sum(range(100_000))
 
 
+def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run a command; if it takes too long, end it with all that it has started."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True) as process:
+        try:
+            said, wrong = process.communicate(timeout=LIMIT)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, said, wrong)
+
+
 def failures(report: Path) -> Iterator[tuple[str, str]]:
     """Yield the name of each test that failed, and why."""
     for case in ElementTree.parse(report).iter("testcase"):
@@ -63,7 +76,7 @@ def main(argv: list[str]) -> int:
             command = [sys.executable, "-m", "pytest", "--quiet", f"--junit-xml={report}", *arguments.options]
             report.unlink(missing_ok=True)
             try:
-                ran = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, check=False)
+                ran = run(command)
             except subprocess.TimeoutExpired:
                 print(f"run {number}: not over after {LIMIT} s", flush=True)
                 failed["the run itself"] += 1

@@ -46,7 +46,7 @@ class Stage:
         self.pool._droppable = True
         # Another of the schedule's threads does the work of the keeper.
         self.pool._kick = lambda: None  # type: ignore[method-assign]
-        self.pool._kept = True
+        self.pool._kept = -1
         self.pool._lock = Lock(schedule)  # type: ignore[assignment]
         self.live: set[Connection] = set()
 

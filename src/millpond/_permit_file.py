@@ -163,6 +163,15 @@ class PermitFile:
         self._unlock(MEMBER_LOCKS + note.slot)
         return True
 
+    def departed(self) -> list[Note]:
+        """Return what the dead have noted."""
+        return [note for note in self.read() if self.dead(note)]
+
+    def bury_all(self, notes: Iterable[Note]) -> None:
+        """Wipe out what dead members have noted."""
+        for note in notes:
+            self.bury(note)
+
     def bury(self, note: Note) -> bool:
         """Wipe a dead member's note out; tell whether another has its slot by now."""
         if not self._lock(MEMBER_LOCKS + note.slot):

@@ -140,8 +140,8 @@ class FleetBudget(SharedBudget):
         self._cut_off = False
         self._looked = -math.inf
         self._left = False
-        self._turning = threading.Lock()
-        """Held while the governor speaks to the coordinator, which would bring back one who leaves meanwhile."""
+        self._speaking = threading.RLock()
+        """Held while anybody speaks to the coordinator, which would otherwise bring back one who leaves meanwhile."""
         self._known = False
         """Whether both the coordinator and the file know of this process."""
         super()._begin()
@@ -154,12 +154,25 @@ class FleetBudget(SharedBudget):
         if self._pid != os.getpid():
             return
         self._left = True
-        with self._turning:
-            file, self._file = self._file, None
-            if file is None:
-                return
+        # If it is the governor's own thread that comes here, out of a finaliser, it leaves when it gets back.
+        if self._speaking._is_owned() or not self._speaking.acquire(timeout=PATIENCE * 3):  # type: ignore[attr-defined]
+            self._bell.ring()
+            return
+        try:
+            self._part()
+        finally:
+            self._speaking.release()
+
+    def _part(self) -> None:
+        """Give all permits back, unless that has been done."""
+        file = self._file
+        if file is None:
+            return
+        try:
             with suppress(redis.RedisError, OSError):  # others will notice
                 self._call(file, 0.0, 0, 0, 0, 0.0)
+        finally:
+            self._file = None
             file.close()
             self._client.close()
 
@@ -173,11 +186,9 @@ class FleetBudget(SharedBudget):
     # For the governor.
 
     def _turn(self) -> float:
-        with self._turning:
-            return self._speak()
-
-    def _speak(self) -> float:
         if self._left:
+            with self._speaking:
+                self._part()
             self._allow(0)
             return self._lease
         file = self._file
@@ -202,17 +213,19 @@ class FleetBudget(SharedBudget):
         own = max(held, self.allowance, min(floor, terms.own))
         lacks = max(need.wanted, floor - own)
         waited = now - min(need.since, now)
-        dead: list[Note] = []
-        if now - self._looked > WITNESS:
-            self._looked = now
-            dead = [note for note in file.read() if file.dead(note)]
-        try:
+        with self._speaking:
+            if self._left:
+                return 0.0
+            dead: list[Note] = []
+            if now - self._looked > WITNESS:
+                self._looked = now
+                dead = file.departed()
             terms = self._renew(file, own, max(0, min(need.idle, own - floor)), lacks, waited, dead=dead)
-        except (redis.RedisError, OSError) as error:
-            return self._go_on(error, now)
-        for note in dead:
-            # Not before the coordinator knows: this process, too, may die at any moment.
-            file.bury(note)
+            if isinstance(terms, _Terms):
+                # Not before the coordinator knows: this process, too, may die at any moment.
+                file.bury_all(dead)
+        if not isinstance(terms, _Terms):
+            return self._go_on(terms, now)
         self._abide(terms, now, wanted=need.wanted > 0)
         pace = terms.members / RATE
         if lacks or terms.give or terms.urgent:
@@ -222,20 +235,27 @@ class FleetBudget(SharedBudget):
     def _enter(self, file: PermitFile) -> float:
         """Become known to the coordinator, with nothing, and then here: whenever this is killed, somebody can tell."""
         predecessor = [] if file.predecessor is None else [file.predecessor]
-        try:
-            self._renew(file, 0, 0, 0, 0.0, dead=predecessor)
-        except (redis.RedisError, OSError) as error:
-            return self._go_on(error, monotonic())
-        file.write(self._whole, 0, 0, math.inf)
+        with self._speaking:
+            if self._left:
+                return 0.0
+            terms = self._renew(file, 0, 0, 0, 0.0, dead=predecessor)
+            if isinstance(terms, _Terms):
+                file.write(self._whole, 0, 0, math.inf)
+        if not isinstance(terms, _Terms):
+            return self._go_on(terms, monotonic())
         self._known = True
         return 0.0
 
     def _renew(
         self, file: PermitFile, own: int, idle: int, lacks: int, waited: float, *, dead: Iterable[Note] = ()
-    ) -> _Terms:
-        return self._call(
-            file, self._lease, own, idle, lacks, waited, *(_member(file, note.slot, note.pid) for note in dead)
-        )
+    ) -> _Terms | Exception:
+        """Return the coordinator's terms, or why there are none."""
+        try:
+            return self._call(
+                file, self._lease, own, idle, lacks, waited, *(_member(file, note.slot, note.pid) for note in dead)
+            )
+        except (redis.RedisError, OSError) as error:
+            return error
 
     def _call(
         self, file: PermitFile, lease: float, own: int, idle: int, lacks: int, waited: float, *dead: str

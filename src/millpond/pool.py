@@ -151,62 +151,78 @@ class _Crew:
         self._size = size
         self._calls: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._lock = threading.Lock()
-        self.present = 0
-        """How many there are."""
-        self._coming = 0
-        """How many of those present have been hired and have not begun: they will look for work."""
-        self._resting = 0
+        self._present: dict[threading.Thread, None] = {}
+        """Those that have been hired and have not gone."""
+        self._coming: dict[threading.Thread, None] = {}
+        """Those of them that have not begun: they will look for work."""
+        self._resting: dict[threading.Thread, None] = {}
         # Not a WeakSet: iterating over one raises if somebody is hired meanwhile.
         self._threads: weakref.WeakValueDictionary[int, threading.Thread] = weakref.WeakValueDictionary()
         self._linger = LINGER
         _crews.add(self)
 
+    @property
+    def present(self) -> int:
+        """How many there are."""
+        return len(self._present)
+
     def call(self) -> bool:
         """Call one who rests; False if nobody will hear of the work and one more could be hired."""
-        if self._resting > 0:
+        if self._resting:
             self._calls.put(None)
             return True
         # Those who are at work will look for more when they are done.
-        return self._coming > 0 or self.present >= self._size
+        return bool(self._coming) or len(self._present) >= self._size
 
     def muster(self) -> None:
         """See to it that all work finds somebody, within the size of the crew."""
         pool = self._pool()
         count = 0 if pool is None else self._wanted(pool)
         with self._lock:
-            resting = min(count, self._resting)
-            hired = min(count - resting - self._coming, self._size - self.present)
+            self._reckon()
+            resting = min(count, len(self._resting))
+            hired = min(count - resting - len(self._coming), self._size - len(self._present))
         for _ in range(resting):
             self._calls.put(None)
         for _ in range(hired):
             self._hire()
 
+    def _reckon(self) -> None:
+        """Strike off those who were struck before they could say so."""
+        for thread in list(self._present):
+            if thread.ident is not None and not thread.is_alive():
+                self._strike_off(thread)
+
+    def _strike_off(self, thread: threading.Thread) -> None:
+        for those in (self._coming, self._resting, self._present):
+            those.pop(thread, None)
+
     def _hire(self) -> None:
-        with self._lock:
-            self.present += 1
-            self._coming += 1
         thread = threading.Thread(target=self._serve, name=self._name, daemon=True)
+        with self._lock:
+            self._present[thread] = None
+            self._coming[thread] = None
         # Before it begins: it may have done its work, and have ended a wait for it, before this goes on.
         # (test: all_that_closing_does_is_told_before_it_returns)
         self._threads[id(thread)] = thread
         try:
             thread.start()
-        except RuntimeError:
-            with self._lock:
-                self.present -= 1
-                self._coming -= 1
+        except BaseException:
+            if thread.ident is None:
+                with self._lock:
+                    self._strike_off(thread)
             raise
 
     def dismiss(self) -> None:
         """Send everybody home; the pool is closed."""
         self._size = 0
-        for _ in range(self.present):
+        for _ in range(len(self._present)):
             self._calls.put(None)
 
     def disperse(self) -> None:
         """Have everybody go who finds nothing to do; who is hired from now on does not stay either."""
         self._linger = 0.0
-        for _ in range(self.present):
+        for _ in range(len(self._present)):
             self._calls.put(None)
 
     def join(self, deadline: float) -> None:
@@ -220,26 +236,25 @@ class _Crew:
             others[0].join(left)
 
     def _serve(self) -> None:
-        begun = False
+        me = threading.current_thread()
         try:
             with self._lock:
-                self._coming -= 1
-                begun = True
-            self._work_on()
+                self._present[me] = None
+                self._coming.pop(me, None)
+            self._work_on(me)
         except BaseException as cut:
             # A driver's SystemExit: what this thread was about to do is another's from now on.
             let_go(cut)
             raise
         finally:
             with self._lock:
-                self.present -= 1
-                self._coming -= not begun
+                self._strike_off(me)
             # Work that came between the last look and the farewell is the keeper's to give out anew.
             pool = self._pool()
             if pool is not None:
                 pool._bell.ring()
 
-    def _work_on(self) -> None:
+    def _work_on(self, me: threading.Thread) -> None:
         """Do what there is to do, as long as there is any, and a little longer."""
         while True:
             pool = self._pool()
@@ -249,9 +264,9 @@ class _Crew:
                 pass
             if not self._linger:
                 break
-            with self._lock:
-                self._resting += 1
             try:
+                with self._lock:
+                    self._resting[me] = None
                 # It looks once more, now that it can be called.
                 if self._wanted(pool) > 0:
                     continue
@@ -262,7 +277,7 @@ class _Crew:
                 break
             finally:
                 with self._lock:
-                    self._resting -= 1
+                    self._resting.pop(me, None)
 
 
 _crews: Final[weakref.WeakSet[_Crew]] = weakref.WeakSet()
@@ -290,6 +305,18 @@ def _hire_keeper(ref: weakref.ref[Pool[C]], bell: ThreadBell, name: str) -> None
 
 def _keep(ref: weakref.ref[Pool[C]], bell: ThreadBell) -> None:
     """Be the keeper of a pool: the thread that does what time brings and calls the crews."""
+    try:
+        _keep_on(ref, bell)
+    except BaseException:
+        # It was struck, or could not even say that it had stumbled. Another takes its post, if it had it.
+        pool = ref()
+        if pool is not None and pool._bell is bell and pool._kept == get_ident():
+            pool._kept = 0
+            pool._kick()
+        raise
+
+
+def _keep_on(ref: weakref.ref[Pool[C]], bell: ThreadBell) -> None:
     pool = ref()
     if pool is None or not pool._employ_keeper(bell):
         return
@@ -299,10 +326,6 @@ def _keep(ref: weakref.ref[Pool[C]], bell: ThreadBell) -> None:
         except Exception:
             log.exception("pool %r: its keeper stumbled and goes on", pool.name)
             pause = BEAT
-        except BaseException:
-            pool._kept = False
-            pool._kick()
-            raise
         del pool
         if pause is None:
             return
@@ -530,30 +553,38 @@ class Pool(Shell[C]):
         raise self._refusal_of(waiter)
 
     def _sit_out(self, waiter: _ThreadWaiter[C]) -> None:
-        # Whoever waits sees to it that a keeper comes. CPython gives a thread that is being made the number of its
-        # maker: an exception thrown at a caller who hires may strike the one that is hired, which is then none.
-        # (test: a_caller_is_served_though_what_was_thrown_at_him_struck_the_thread_he_was_starting)
-        while not self._kept and not waiter.done and monotonic() < waiter.deadline:
-            waiter.sleep(monotonic() + BEAT)
-            if not self._kept:
-                self._kick()
-        waiter.sleep()
+        self._sleep(waiter)
         if not waiter.done:
             # Nothing changes for one who has been served in the nick of time.
             self._step(self._core.expire, waiter)
+
+    def _sleep(self, waiter: _ThreadWaiter[C]) -> None:
+        """Wait until done or until the deadline, and see to it that a keeper comes.
+
+        CPython gives a thread that is being made the number of its maker: an exception thrown at a caller who hires may
+        strike the one that is hired, which is then none.
+        (test: a_caller_is_served_though_what_was_thrown_at_him_struck_the_thread_he_was_starting)
+        """
+        while not self._kept and not waiter.done and monotonic() < waiter.deadline:
+            waiter.sleep(monotonic() + BEAT)
+            if not (self._kept or waiter.done):
+                with suppress(RuntimeError):  # no thread is to be had: the next time, perhaps
+                    self._kick()
+        waiter.sleep()
 
     def _await_all(self, enrol: Callable[[Waiter[C], float], None], waiter: _ThreadWaiter[C]) -> None:
         """Wait for a state of the whole pool, until the waiter's deadline."""
         try:
             self._step(enrol, waiter)
-            waiter.sleep()
+            self._sleep(waiter)
         finally:
             self._step(self._core.desist, waiter)
 
     # Working.
 
     def _begin(self) -> None:
-        self._kept = False
+        self._kept = 0
+        """The keeper, by the number of its thread; 0 if there is none."""
         self._busy = monotonic()
         """When the keeper last had something to keep."""
         super()._begin()
@@ -594,7 +625,7 @@ class Pool(Shell[C]):
         with self._lock:
             if self._kept or bell is not self._bell:
                 return False
-            self._kept = True
+            self._kept = get_ident()
             return True
 
     def _manage(self) -> float | None:
@@ -610,12 +641,12 @@ class Pool(Shell[C]):
             # Those who call `close` do so, too, when there is no keeper any more.
             self._openers.dismiss()
             self._tenders.dismiss()
-            self._kept = False
+            self._kept = 0
             return None
         if not self._is_unused() or core.outage is not None:
             self._busy = monotonic()
         elif monotonic() - self._busy > LINGER:
-            self._kept = False
+            self._kept = 0
             # Whoever comes from here on brings another keeper; for one who has come just before, it stays.
             if self._is_unused() or not self._employ_keeper(self._bell):
                 return None

@@ -71,21 +71,18 @@ def test_an_idle_connection_of_one_process_is_closed_for_a_caller_of_another(
     assert server.most == 1
 
 
-@pytest.mark.thorough
-@pytest.mark.usefixtures("short_leases")
 def test_what_killed_processes_had_is_used_by_the_others(server: CountingServer, start: Start, url: str) -> None:
     processes = [start(index, LIMIT, 4, 0, coordinator=url) for index in range(4)]
     until(lambda: len(server.served) == 4, timeout=60)
     chance = random.Random(0)
-    for _ in range(5):
+    for _ in range(3):
+        until(lambda: server.live == LIMIT, timeout=60)
         victim = chance.randrange(4)
         processes[victim].kill()
         processes[victim].wait()
-        # Of a server's own connections the last may not be gone yet.
-        run_for(0.1)
-        until(lambda: server.live == LIMIT, timeout=LEASE + 2)
+        until(lambda victim=victim: server.live_of(victim) == 0, timeout=60)  # type: ignore[misc]
+        until(lambda: server.live == LIMIT, timeout=60)
         processes[victim] = start(victim, LIMIT, 4, 0, coordinator=url)
-        run_for(0.5)
     assert server.most == LIMIT
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 import threading
 import time
@@ -114,18 +115,30 @@ def test_a_keeper_that_is_struck_has_a_successor(monkeypatch: pytest.MonkeyPatch
     with Pool(FakeConnector(), max_size=1, max_idle=0.1) as pool:
         with pool.connection(timeout=30):
             pass
-        manage = pool._manage
-        strikes = [Stop(), Stop()]
-
-        def struck() -> float | None:
-            if strikes:
-                raise strikes.pop()
-            return manage()
-
-        monkeypatch.setattr(pool, "_manage", struck)
-        pool._bell.ring()
-        until(lambda: len(deaths) == 2)
+        for _ in range(3):
+            until(lambda: pool._kept)
+            throw = ctypes.pythonapi.PyThreadState_SetAsyncExc
+            throw(ctypes.c_ulong(pool._kept), ctypes.py_object(Stop))
+            number = len(deaths)
+            pool._bell.ring()
+            until(lambda number=number: len(deaths) > number)  # type: ignore[misc]
         until(lambda: pool.stats().closes == {"max_idle": 1})
+
+
+def test_a_worker_that_is_struck_before_it_begins_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    deaths: list[threading.ExceptHookArgs] = []
+    monkeypatch.setattr(threading, "excepthook", deaths.append)
+    serve = pool_of_threads._Crew._serve
+    strikes = [Stop() for _ in range(5)]
+
+    def struck(crew: Any) -> None:
+        if strikes and "opener" in crew._name:
+            raise strikes.pop()
+        serve(crew)
+
+    monkeypatch.setattr(pool_of_threads._Crew, "_serve", struck)
+    with Pool(FakeConnector(), max_size=1, max_opening=2) as pool, pool.connection(timeout=30):
+        assert len(deaths) == 5
 
 
 def test_a_task_that_is_struck_before_it_closes_has_a_successor() -> None:
