@@ -23,7 +23,7 @@ import struct
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
 __all__ = ["Note", "PermitFile", "made", "shared_path"]

@@ -185,8 +185,11 @@ class FleetBudget(SharedBudget):
 
     # For the governor.
 
+    def _leaves(self) -> bool:
+        return self._left
+
     def _turn(self) -> float:
-        if self._left:
+        if self._leaves():
             with self._speaking:
                 self._part()
             self._allow(0)
@@ -214,18 +217,19 @@ class FleetBudget(SharedBudget):
         lacks = max(need.wanted, floor - own)
         waited = now - min(need.since, now)
         with self._speaking:
-            if self._left:
+            if self._leaves():
                 return 0.0
             dead: list[Note] = []
             if now - self._looked > WITNESS:
                 self._looked = now
                 dead = file.departed()
-            terms = self._renew(file, own, max(0, min(need.idle, own - floor)), lacks, waited, dead=dead)
-            if isinstance(terms, _Terms):
+            told = self._renew(file, own, max(0, min(need.idle, own - floor)), lacks, waited, dead=dead)
+            if isinstance(told, _Terms):
                 # Not before the coordinator knows: this process, too, may die at any moment.
                 file.bury_all(dead)
-        if not isinstance(terms, _Terms):
-            return self._go_on(terms, now)
+        if not isinstance(told, _Terms):
+            return self._go_on(told, now)
+        terms = told
         self._abide(terms, now, wanted=need.wanted > 0)
         pace = terms.members / RATE
         if lacks or terms.give or terms.urgent:
@@ -236,7 +240,7 @@ class FleetBudget(SharedBudget):
         """Become known to the coordinator, with nothing, and then here: whenever this is killed, somebody can tell."""
         predecessor = [] if file.predecessor is None else [file.predecessor]
         with self._speaking:
-            if self._left:
+            if self._leaves():
                 return 0.0
             terms = self._renew(file, 0, 0, 0, 0.0, dead=predecessor)
             if isinstance(terms, _Terms):

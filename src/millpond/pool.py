@@ -565,11 +565,12 @@ class Pool(Shell[C]):
         strike the one that is hired, which is then none.
         (test: a_caller_is_served_though_what_was_thrown_at_him_struck_the_thread_he_was_starting)
         """
-        while not self._kept and not waiter.done and monotonic() < waiter.deadline:
+        while not self._kept:
             waiter.sleep(monotonic() + BEAT)
-            if not (self._kept or waiter.done):
-                with suppress(RuntimeError):  # no thread is to be had: the next time, perhaps
-                    self._kick()
+            if waiter.done or monotonic() >= waiter.deadline:
+                return
+            with suppress(RuntimeError):  # no thread is to be had: the next time, perhaps
+                self._kick()
         waiter.sleep()
 
     def _await_all(self, enrol: Callable[[Waiter[C], float], None], waiter: _ThreadWaiter[C]) -> None:
