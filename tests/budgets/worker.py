@@ -11,11 +11,12 @@ import socket
 import sys
 import threading
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import psycopg
+from millpond import Budget, HostBudget, Pool
 
-from millpond import Budget, FleetBudget, HostBudget, Pool
+if TYPE_CHECKING:
+    import psycopg
 
 
 def echo(conn: socket.socket, index: int) -> None:
@@ -37,6 +38,9 @@ def main(coordinator: str, limit: str, url: str, index: str, callers: str = "2",
     if coordinator == "host":
         budget = HostBudget("shared", int(limit))
     else:
+        # Here, since it takes longer to import than the rest.
+        from millpond import FleetBudget
+
         budget = FleetBudget(coordinator, "shared", int(limit), lease=LEASE)
     pool = Pool[Any].from_url(url, max_size=4, budget=budget, timeout=30)
     work = execute if url.startswith("postgresql") else echo

@@ -23,7 +23,6 @@ from ..httpx.conftest import LIBRARIES, Caller
 from ..httpx.server import Server
 from .patience import until, until_seen
 
-ROUNDS = 3
 DRIVERS = ["psycopg", "asyncpg"]
 
 
@@ -45,19 +44,15 @@ def async_connector(driver: str, url: str) -> Any:
     return AsyncPsycopg(url) if driver == "psycopg" else Asyncpg(url)
 
 
-def test_six_idle_connections_are_known_dead_at_once_and_a_thread_is_served_soon(mortal: Postgres) -> None:
-    rounds = [recovery.recovery_of_threads(mortal) for _ in range(ROUNDS)]
-    # What else the machine does makes it later, never sooner.
-    assert min(each.known for each in rounds) < recovery.KNOWN_GOAL
-    assert min(each.served for each in rounds) < recovery.SERVED_GOAL
+@pytest.mark.usefixtures("without_ticks")
+def test_six_idle_connections_are_known_dead_at_once_and_a_thread_is_served(mortal: Postgres) -> None:
+    recovery.recovery_of_threads(mortal)
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
-def test_six_idle_connections_are_known_dead_at_once_and_a_task_is_served_soon(mortal: Postgres, driver: str) -> None:
-    rounds = [recovery.recovery_of_tasks(mortal, driver) for _ in range(ROUNDS)]
-    # What else the machine does makes it later, never sooner.
-    assert min(each.known for each in rounds) < recovery.KNOWN_GOAL
-    assert min(each.served for each in rounds) < recovery.SERVED_GOAL
+@pytest.mark.usefixtures("without_ticks")
+def test_six_idle_connections_are_known_dead_at_once_and_a_task_is_served(mortal: Postgres, driver: str) -> None:
+    recovery.recovery_of_tasks(mortal, driver)
 
 
 @pytest.mark.usefixtures("without_ticks")
@@ -212,12 +207,10 @@ def test_tasks_who_ride_an_outage_out_are_all_served_soon_after_it(mortal: Postg
 
 
 @pytest.mark.parametrize("shell", ["threads", "asyncio", "trio"])
-def test_a_failed_open_is_known_to_all_who_wait_within_10_ms_with_its_cause(shell: str) -> None:
-    delays = [
-        failed_open.delay_of_threads() if shell == "threads" else failed_open.delay_of_tasks(shell) for _ in range(9)
-    ]
-    # What else the machine does makes it longer, never shorter.
-    assert sorted(delays)[2] < failed_open.GOAL
+@pytest.mark.usefixtures("without_ticks")
+def test_a_failed_open_is_known_to_all_who_wait_at_once_with_its_cause(shell: str) -> None:
+    delay = failed_open.delay_of_threads() if shell == "threads" else failed_open.delay_of_tasks(shell)
+    assert delay < 10  # and not their timeout
 
 
 def test_a_refused_connection_is_known_to_those_who_wait_with_the_drivers_own_error(mortal: Postgres) -> None:
