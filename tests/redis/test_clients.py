@@ -209,7 +209,7 @@ def test_a_client_that_owns_its_pool_closes_it(face: Face) -> None:
     assert face.run(client.ping())
     assert pool.stats().idle == 1
     face.run(client.close() if face.world == "threads" else client.aclose())
-    assert pool.stats().size == 0
+    face.until(lambda: pool.stats().size == 0)
     assert face.run(client.ping())
 
 

@@ -261,7 +261,7 @@ def test_a_reset_pool_forgets_all(face: Face) -> None:
     numbers = face.number(lent), face.number(idle)
     face.give_back(pool, idle)
     pool.reset()
-    assert pool.stats().size == 0
+    face.until(lambda: pool.stats().size == 0)
     face.until(gone(face, pool, numbers[1]))
     assert face.number(lent) == numbers[0]
     face.give_back(pool, lent)
