@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from random import random
 from threading import get_ident
-from time import monotonic
+from time import monotonic, sleep
 from types import CodeType, TracebackType
 from typing import TYPE_CHECKING, Final, Self, TypeVar, Unpack
 
@@ -228,12 +228,15 @@ class _Crew:
     def join(self, deadline: float) -> None:
         """Wait until they have gone, those too who are hired meanwhile."""
         while (left := deadline - monotonic()) > 0:
-            # One that has been hired and has not begun is not alive yet; it will find nothing to do, and go.
             hired = [thread for ref in self._threads.valuerefs() if (thread := ref()) is not None]
             others = [thread for thread in hired if thread.is_alive() and thread is not threading.current_thread()]
-            if not others:
+            if others:
+                others[0].join(left)
+            elif self._coming:
+                # Hired, and not begun: it may still find something to do.
+                sleep(0.001)
+            else:
                 break
-            others[0].join(left)
 
     def _serve(self) -> None:
         me = threading.current_thread()
