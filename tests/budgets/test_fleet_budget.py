@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import random
 import signal
+import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import redis
@@ -164,6 +166,42 @@ def test_what_a_process_gives_back_when_it_leaves_is_free_at_once(url: str) -> N
         assert (member.allowed, member.lost) == (1, False)
     budget.close()
     assert members(url, "leaves") == []
+
+
+def test_one_who_leaves_in_the_midst_of_a_renewal_is_not_brought_back_by_it(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budget = FleetBudget(url, "renewing", 2, lease=LONG_LEASE)
+    renewing, go_on, said = threading.Event(), threading.Event(), threading.Event()
+    register = budget._client.register_script
+
+    def slowly(script: str) -> Any:
+        say = register(script)
+        if renewing.is_set():
+            return say
+        # By now it is settled what is to be said.
+        renewing.set()
+        go_on.wait(60)
+
+        def say_and_tell(*what: Any) -> Any:
+            try:
+                return say(*what)
+            finally:
+                said.set()
+
+        return say_and_tell
+
+    with Pool(FakeConnector(), budget=budget) as pool:
+        pool.release(pool.acquire(60))
+        monkeypatch.setattr(budget._client, "register_script", slowly)
+        assert renewing.wait(60)
+        leaving = threading.Thread(target=budget.close)
+        leaving.start()
+        leaving.join(0.2)
+        go_on.set()
+        leaving.join()
+        assert said.wait(60)
+    assert members(url, "renewing") == []
 
 
 def test_a_coordinator_that_cannot_be_reached_is_told_of_once_and_found_again(

@@ -140,6 +140,17 @@ async def test_a_connection_that_has_been_idle_for_too_long_is_not_lent(make: Ma
     assert caller.stats().closes == {"max_idle": 3}
 
 
+@pytest.mark.usefixtures("without_ticks")
+async def test_a_connection_that_has_been_idle_for_too_long_is_not_lent_though_nobody_has_looked(
+    make: Make, server: Server
+) -> None:
+    caller = make(limits={"max_connections": 2, "keepalive_expiry": 0.05})
+    for word in range(3):
+        await caller.say(f"{server.url}/say/{word}")
+        await anyio.sleep(0.1)
+    assert caller.stats().opens == 3
+
+
 async def test_no_more_connections_lie_idle_than_are_wanted(make: Make, server: Server) -> None:
     caller = make(limits={"max_connections": 10, "max_keepalive_connections": 3})
     async with anyio.create_task_group() as group:
