@@ -30,6 +30,10 @@ VISIBLE: Final = ("ATTR", "METHOD", "CALL", "SUBSCR", "GLOBAL", "DEREF", "CONTAI
 """What the names of instructions have in them that others could take notice of, or that depend on others."""
 
 
+# Python 3.12 tells a thread of instructions if any frame had asked for them when it began to trace.
+sys._getframe().f_trace_opcodes = True
+
+
 class Grain(enum.Enum):
     """Where threads may change places."""
 

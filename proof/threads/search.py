@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import random
 import time
@@ -36,9 +37,16 @@ class Played:
 def play(scene: Scene, turns: Turns, grain: Grain, tell: Callable[[str], object] | None = None) -> list[Point]:
     """Play a scene by one schedule; return its points, or raise what is wrong."""
     schedule = Schedule(turns, grain, tell)
-    with scene.on(schedule) as stage:
-        schedule.run()
-        stage.check()
+    # A collection in the midst of it would end what is left of earlier pools, and add points that are not this one's.
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        with scene.on(schedule) as stage:
+            schedule.run()
+            stage.check()
+    finally:
+        if collecting:
+            gc.enable()
     return schedule.points
 
 

@@ -63,9 +63,26 @@ class _Watcher:
     def __init__(self) -> None:
         self.epoll = select.epoll()
         self.watched: dict[int, _Record] = {}
-        threading.Thread(target=self._run, name="millpond-watcher", daemon=True).start()
+        self.awake = False
+        """Whether its thread is there. What is registered meanwhile is told as soon as it is."""
+
+    def rouse(self) -> None:
+        """Have a thread, if the system gives one; a later connection asks for it again."""
+        self.awake = True
+        try:
+            threading.Thread(target=self._run, name="millpond-watcher", daemon=True).start()
+        except RuntimeError:
+            # There are too many, or the interpreter is about to end, which from 3.12 on begins no more threads.
+            # (test: a_program_that_ends_while_it_opens_its_first_connection_says_nothing)
+            self.awake = False
 
     def _run(self) -> None:
+        try:
+            self._listen()
+        finally:
+            self.awake = False
+
+    def _listen(self) -> None:
         while True:
             for number, _ in self.epoll.poll():
                 found = self.watched.get(number)
@@ -114,9 +131,11 @@ def watch(descriptor: Descriptor, pool: Watched[E], entry: E) -> None:
     if unavailable():
         return
     watcher = _watcher
-    if watcher is None:
+    if watcher is None or not watcher.awake:
         with _starting:
             watcher = _watcher = _watcher or _Watcher()
+            if not watcher.awake:
+                watcher.rouse()
     former = watcher.watched.get(descriptor.number)
     watcher.watched[descriptor.number] = _Record(descriptor, weakref.ref(pool), entry)
     if former is not None and former.descriptor != descriptor:

@@ -52,3 +52,34 @@ def test_no_worker_outlives_the_interpreter_and_what_runs_at_its_end_is_served()
     assert (workers, idle) == ("[]", "1j")
     # Python 3.12 starts no thread any more by then.
     assert opened in ("1j", "RuntimeError")
+
+
+OPENING = """
+    import atexit, socket, time
+
+    def connect():
+        begun.append(True)
+        while not ending:
+            time.sleep(0.001)
+        return socket.socketpair()[0]
+
+    begun, ending = [], []
+
+    from millpond import Pool
+
+    pool = Pool(connect, min_size=1)
+    while not begun:
+        time.sleep(0.001)
+    atexit.register(ending.append, True)
+"""
+
+
+def test_a_program_that_ends_while_it_opens_its_first_connection_says_nothing() -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(OPENING)],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
