@@ -11,9 +11,10 @@ import threading
 import time
 from typing import Final
 
+from millpond import ConnectFailed, Pool
 from proof.soak import servers
 from proof.soak.faults import Faults
-from proof.soak.site import SIZE, Stop, Tasks, Threads
+from proof.soak.site import SIZE, Conn, Stop, Tasks, Threads
 from proof.soak.watch import Taken, look
 from proof.verdict import Verdict
 
@@ -25,6 +26,8 @@ REPORT: Final = 10.0
 """Seconds between lines."""
 WARM_UP: Final = 0.2
 """After which part of the time memory may not grow any more."""
+AGAIN: Final = 10.0
+"""Seconds within which a pool is well again."""
 GROWTH: Final = 8.0
 """By how many MB it may, since an allocator keeps what it had."""
 
@@ -92,12 +95,24 @@ def _look_over(threads: Threads) -> list[str]:
     """See that nothing is lost in a pool that is well again."""
     pool = threads.pool
     wrong = [f"threads: {found}" for found in pool._step(pool._core.audit)]
-    lent = [pool.acquire(10) for _ in range(SIZE)]
+    end = time.monotonic() + AGAIN
+    lent = [_acquired(pool, end) for _ in range(SIZE)]
     if len(set(lent)) < SIZE or pool.stats().lent != SIZE:
         wrong.append("threads: a place is lost")
     for conn in lent:
         pool.release(conn)
     return wrong
+
+
+def _acquired(pool: Pool[Conn], end: float) -> Conn:
+    """Borrow, though the pool may not have noticed yet that the server is there again."""
+    while True:
+        try:
+            return pool.acquire(AGAIN)
+        except ConnectFailed:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.01)
 
 
 def _report(seconds: float, *crowds: Threads | Tasks) -> None:
