@@ -675,7 +675,10 @@ class Stand:
         strays = sorted([self._row(entry) for entry in unseen if CODES[entry.state] >= 5])
         outage = core.outage
         return (
-            (core.gate, core.paused, core.closing, self.torn, core._sweep_due, core.forks, self._size(), self.dropped),
+            (
+                core.gate, core.paused, core.closing, self.torn, core._sweep_due, core.forking, self._size(),
+                self.dropped,
+            ),
             # Whoever finds a change cut short counts anew.
             (0, 0, 0, core._n_stalled, 0) if self.torn else
             (core._n_opening, core._n_tending, core._n_closing, core._n_stalled, core.line._gaps),
@@ -756,7 +759,7 @@ class Stand:
             flags, counts, ticked, suspected, outage, idle, jobs, line, callers, opens, loans, working, posting, lost,
             strays, flights, ghosts, warming, draining, share,
         ) = picture  # fmt: skip
-        core.gate, core.paused, core.closing, self.torn, core._sweep_due, core.forks, size, self.dropped = flags
+        core.gate, core.paused, core.closing, self.torn, core._sweep_due, core.forking, size, self.dropped = flags
         core._n_opening, core._n_tending, core._n_closing, core._n_stalled, gaps = counts
         core._ticked = ticked
         core._suspected = suspected

@@ -374,9 +374,9 @@ def _whole(stand: Stand, n: int, picture: Row) -> Iterator[Ranked]:
         yield FAIR, ("close", n)
     if "drop" in kinds and stand.may_be_dropped:
         yield FAIR, ("drop", n)
-    if "fork" in kinds and core.forks < 1:
+    if "fork" in kinds and not core.forking:
         yield FAIR, ("fork", n)
-    if core.forks:
+    if core.forking:
         yield 13, ("rejoin", n)
     for index, settings in enumerate(stand.settings):
         if len(stand.settings) > 1 and settings is not core.settings:

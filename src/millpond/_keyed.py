@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any, Final, Generic, TypeVar
 
+from millpond import _fork
 from millpond._core.settings import Options, Settings
 from millpond._core.stats import Stats
 from millpond._shell import Shell
@@ -34,13 +35,18 @@ class Keyed(Generic[K, P]):
         self._settings = Settings.of(settings)
         self._options = settings
         self._make = make
-        self._lock = threading.RLock()
+        self._after_fork_in_child()
+        _fork.renew(self)
         self._used: dict[K, P] = {}
         """Those that may have connections or callers."""
         self._alive: weakref.WeakValueDictionary[K, P] = weakref.WeakValueDictionary()
         """Those too that have been let go of here and that somebody still holds: a key never has two."""
         self._enough = FEW
         self._closed = False
+
+    def _after_fork_in_child(self) -> None:
+        """Begin anew: the pools do so themselves."""
+        self._lock = threading.RLock()
 
     @property
     def name(self) -> str:

@@ -52,10 +52,10 @@ class SharedBudget(Budget):
         self._whole = limit
 
     def _begin(self) -> None:
-        super()._begin()
         self._ledger.limit = 0
         self._governed = False
         self._bell = ThreadBell()
+        super()._begin()
 
     def __del__(self) -> None:
         bell = getattr(self, "_bell", None)

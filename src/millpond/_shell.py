@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import sys
 import threading
 import time
@@ -82,6 +83,8 @@ class Shell(ABC, Generic[C]):
         self._faulty: list[events.Listener] = []
         """Those who have raised, which is told once."""
         self._begin()
+        self._pid = os.getpid()
+        """The process that it has begun in."""
         _fork.adopt(self)
         self._heed()
 
@@ -143,31 +146,47 @@ class Shell(ABC, Generic[C]):
 
     def _before_fork(self) -> None:
         """Close what is idle and could not be parked in the child."""
+        if any(entry.descriptor is None for entry in list(self._core.entries)):
+            _fork.prepare_pins()
 
     def _after_fork_in_parent(self) -> None:
         """Go on as before."""
 
+    def _shut(self) -> None:
+        """Have every borrow look further, and so begin anew, in a child: the parent's core lends nothing any more."""
+        if self._pid != os.getpid():
+            self._core.gate = True
+
     def _after_fork_in_child(self) -> None:
         """Begin anew in a child: what the parent had is the parent's, and is kept from saying goodbye."""
-        self._core.gate = True  # a lease made before the fork must not be served by the parent's core
-        for entry in self._core.entries:
+        if self._pid == os.getpid():
+            return
+        self._shut()
+        for entry in list(self._core.entries):
             # A lease of the forking thread may still come back; it finds the entry doomed, and no longer on the books.
             entry.good_until = 0.0
-            if entry.state in (State.OPENING, State.CLOSED):
-                continue
-            # Also what is being closed: its server would not hear of that as long as the child has a handle on it.
-            self._inherited[id(entry.conn)] = entry.conn
-            if isinstance(entry.descriptor, _watcher.Descriptor):
-                _fork.park(entry.descriptor)
-            else:
-                _fork.pin(entry.conn)
+            if entry.state is not State.CLOSED and hasattr(entry, "conn"):
+                # Also what is being closed: its server would not hear of that while the child has a handle on it.
+                self._inherited[id(entry.conn)] = entry.conn
+                _fork.disown(entry.conn, entry.descriptor)
         self._begin()
         self._heed()
+        # Last: whoever is struck before that has not begun.
+        self._pid = os.getpid()
+
+    def _begun_anew(self, change: Callable[..., T]) -> Callable[..., T]:
+        """Begin anew in a child whose hook was cut short; return the same change, of the core that there is now."""
+        former = self._core
+        self._after_fork_in_child()
+        is_former = getattr(change, "__self__", None) is former
+        return cast("Callable[..., T]", getattr(self._core, change.__name__)) if is_former else change
 
     # Carrying the core.
 
     def _step(self, change: Callable[..., T], *args: object) -> T:
         """Make one change of the core, wake-ups included; if the last one was cut short, audit first."""
+        if self._pid != os.getpid():
+            change = self._begun_anew(change)
         lock = self._lock
         if lock._is_owned():  # type: ignore[attr-defined]
             raise self._misused(

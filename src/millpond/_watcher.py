@@ -97,7 +97,7 @@ class _Watcher:
 
 
 _watcher: _Watcher | None = None
-_starting: Final = threading.Lock()
+_starting = threading.Lock()
 HANG_UP: Final = getattr(select, "EPOLLRDHUP", 0x2000)
 
 
@@ -125,17 +125,27 @@ def identify(number: int | None) -> Descriptor | None:
         return None
 
 
+def _roused() -> _Watcher:
+    global _watcher
+    with _starting:
+        watcher = _watcher = _watcher or _Watcher()
+        if not watcher.awake:
+            watcher.rouse()
+    return watcher
+
+
 def watch(descriptor: Descriptor, pool: Watched[E], entry: E) -> None:
     """Tell `pool` when the peer of `descriptor` hangs up, also if it already has."""
-    global _watcher
     if unavailable():
         return
     watcher = _watcher
     if watcher is None or not watcher.awake:
-        with _starting:
-            watcher = _watcher = _watcher or _Watcher()
-            if not watcher.awake:
-                watcher.rouse()
+        try:
+            watcher = _roused()
+        except OSError:
+            # No descriptor is left for its epoll: what only helps takes down nothing.
+            # (test: the_last_descriptor_may_be_a_connections_and_then_nothing_watches_it)
+            return
     former = watcher.watched.get(descriptor.number)
     watcher.watched[descriptor.number] = _Record(descriptor, weakref.ref(pool), entry)
     if former is not None and former.descriptor != descriptor:
@@ -178,7 +188,8 @@ def forget(descriptor: Descriptor) -> None:
 
 def forsake() -> None:
     """In a forked child: begin anew. The inherited epoll is the parent's; nothing is unregistered through it."""
-    global _watcher
+    global _starting, _watcher
+    _starting = threading.Lock()
     watcher, _watcher = _watcher, None
     if watcher is not None:
         watcher.epoll.close()

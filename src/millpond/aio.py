@@ -57,6 +57,8 @@ class TaskLease(Lease[C]):
                 await waiter.sleep()
             claim = self._claim = waiter.claim
             if claim is not None:
+                # Another than when the lease was made, if that was before a fork.
+                self._core = pool._core
                 return claim.entry.conn
             refusal = pool._refusal_of(waiter)
         except BaseException:

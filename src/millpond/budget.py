@@ -45,16 +45,19 @@ class Budget:
     def __init__(self, limit: int) -> None:
         self._check(limit)
         self._ledger: Final = Ledger(limit)
+        self._pid = 0
+        """The process that it has begun in."""
         self._begin()
 
     def _begin(self) -> None:
-        self._pid = os.getpid()
         # Reentrant only so that it knows its owner, as a pool's.
         self._lock = threading.RLock()
         self._members: dict[Share, weakref.ref[Member]] = {}
         self._ledger.shares.clear()
         self._ledger.calls.clear()
         self._ledger.excess.clear()
+        # Last: whoever is struck before that has not begun.
+        self._pid = os.getpid()
 
     @property
     def limit(self) -> int:
@@ -83,8 +86,6 @@ class Budget:
 
     def _join(self, pool: Member, minimum: int) -> Share:
         """Open a share for a pool that has nothing yet."""
-        if os.getpid() != self._pid:
-            self._begin()  # in a forked child, whose pools all begin anew
         with self._mine():
             self._prune()
             share = self._ledger.join(minimum)
@@ -139,6 +140,8 @@ class Budget:
             raise ValueError(f"limit={limit} allows nothing: it must be 1 or more")
 
     def _mine(self) -> AbstractContextManager[object]:
+        if os.getpid() != self._pid:
+            self._begin()  # in a forked child, whose pools all begin anew
         if self._lock._is_owned():  # type: ignore[attr-defined]
             raise Misuse("a budget was used by a signal handler or a finaliser that interrupted the budget itself")
         return self._lock

@@ -88,7 +88,10 @@ class ThreadLease(Lease[C]):
         __exit__ = Lease.leave
 
     def _wait(self) -> C:
-        claim = self._claim = self._pool._wait(self._timeout)
+        pool = self._pool
+        claim = self._claim = pool._wait(self._timeout)
+        # Another than when the lease was made, if that was before a fork.
+        self._core = pool._core
         return claim.entry.conn
 
 
@@ -159,7 +162,7 @@ class _Crew:
         # Not a WeakSet: iterating over one raises if somebody is hired meanwhile.
         self._threads: weakref.WeakValueDictionary[int, threading.Thread] = weakref.WeakValueDictionary()
         self._linger = LINGER
-        _crews.add(self)
+        _crews[id(self)] = self
 
     @property
     def present(self) -> int:
@@ -283,7 +286,8 @@ class _Crew:
                     self._resting.pop(me, None)
 
 
-_crews: Final[weakref.WeakSet[_Crew]] = weakref.WeakSet()
+# Not a WeakSet: iterating over one raises if another thread makes a pool meanwhile.
+_crews: Final[weakref.WeakValueDictionary[int, _Crew]] = weakref.WeakValueDictionary()
 
 
 @atexit.register
@@ -294,7 +298,7 @@ def _disperse_all() -> None:
     crashes if that comes while the main thread takes OpenSSL itself down.
     (test: no_worker_outlives_the_interpreter)
     """
-    crews = list(_crews)
+    crews = [crew for ref in _crews.valuerefs() if (crew := ref()) is not None]
     for crew in crews:
         crew.disperse()
     deadline = monotonic() + FAREWELL
@@ -596,14 +600,16 @@ class Pool(Shell[C]):
         self._tenders = _Crew(self, "tender", Pool._tend_one, Pool._chores, TENDERS)
 
     def _before_fork(self) -> None:
-        if self._lock._is_owned():  # type: ignore[attr-defined]
-            # A signal handler forks in the middle of a change; the child will do without what it cannot park.
+        if self._core.forking or self._lock._is_owned():  # type: ignore[attr-defined]
+            # It has been done; or a signal handler forks in the middle of a change, and the child will do without what
+            # it cannot park.
             return
         for job in self._step(self._core.part):
             self._end(job)
+        super()._before_fork()
 
     def _after_fork_in_parent(self) -> None:
-        if not self._lock._is_owned():  # type: ignore[attr-defined]
+        if self._core.forking and not self._lock._is_owned():  # type: ignore[attr-defined]
             self._step(self._core.rejoin)
 
     def _identify(self) -> Callable[[], int]:

@@ -1010,7 +1010,20 @@ def test_nothing_is_opened_until_a_fork_is_over() -> None:
     bench.core.rejoin(bench.now)
     assert bench.core.opens_wanted(bench.now) == 1
     bench.core.rejoin(bench.now)
-    assert bench.core.forks == 0
+    assert bench.core.opens_wanted(bench.now) == 1
+    bench.check()
+
+
+def test_a_fork_whose_end_nobody_tells_is_over_after_two_ticks() -> None:
+    bench = Bench(max_size=1)
+    bench.core.part(bench.now)
+    bench.enrol("caller")
+    wanted = []
+    for _ in range(2):
+        wanted.append(bench.core.opens_wanted(bench.now))
+        bench.tick()
+    assert wanted == [0, 0]
+    assert bench.core.opens_wanted(bench.now) == 1
     bench.check()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections import deque
 
 import anyio
@@ -39,25 +38,6 @@ def test_a_hundred_tasks_have_the_same_turns_at_ten_connections(loop: Loop) -> N
     run(loop, main)
     # In the last round some come before, and some after it is over.
     assert max(turns) - min(turns) <= 2
-
-
-def test_no_thread_of_a_hundred_starves_at_ten_connections() -> None:
-    turns = [0] * WORKERS
-    with Pool(FakeConnector(), max_size=CONNECTIONS, timeout=60) as pool:
-
-        def take_turns(mine: int) -> None:
-            while sum(turns) < WORKERS * TURNS:
-                with pool.connection():
-                    time.sleep(0.001)
-                    turns[mine] += 1
-
-        threads = [threading.Thread(target=take_turns, args=(mine,)) for mine in range(WORKERS)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    # The system decides when a thread that has returned its connection stands in line again, and nobody else does.
-    assert min(turns) >= TURNS / 2
 
 
 def test_nobody_overtakes_those_who_wait() -> None:

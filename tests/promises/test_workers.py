@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import gc
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 from contextlib import suppress
@@ -184,3 +187,36 @@ def test_a_task_that_is_struck_before_it_closes_has_a_successor() -> None:
         assert not strikes
 
     asyncio.run(close_one())
+
+
+SCARCE = """
+    import os, resource, socket, sys
+    from millpond import Pool
+    from millpond.connectors.sockets import Socket
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        pools = [Pool(Socket("127.0.0.1", listener.getsockname()[1]), max_size=1) for _ in range(4)]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
+        hogs = []
+        try:
+            while True:
+                hogs.append(os.open(os.devnull, os.O_RDONLY))
+        except OSError:
+            pass
+        for pool in pools:
+            os.close(hogs.pop())
+            with pool.connection(5) as conn:
+                print(conn.gettimeout())
+        for hog in hogs:
+            os.close(hog)
+        for pool in pools:
+            pool.close()
+"""
+
+
+def test_the_last_descriptor_may_be_a_connections_and_then_nothing_watches_it() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(SCARCE)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "None\n" * 4

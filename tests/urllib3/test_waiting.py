@@ -16,8 +16,6 @@ from .conftest import Make
 from .patience import settled, stats, until
 from .servers import Server
 
-WORKERS, CONNECTIONS, TURNS = 100, 10, 20
-
 
 def test_who_waits_too_long_gets_urllib3s_error(make: Make) -> None:
     http = make(maxsize=1, block=True, pool_timeout=0.05)
@@ -110,23 +108,6 @@ def test_clearing_a_manager_wakes_those_who_wait(server: Server) -> None:
     assert held.read() == b"/held"
     assert http.request("GET", f"{server.url}/anew").data == b"/anew"
     http.clear()
-
-
-def test_no_worker_of_a_hundred_starves_at_ten_connections(make: Make) -> None:
-    http = make(maxsize=CONNECTIONS, block=True)
-    turns = [0] * WORKERS
-
-    def take_turns(mine: int) -> None:
-        while sum(turns) < WORKERS * TURNS:
-            conn = http._get_conn(timeout=60)
-            time.sleep(0.001)
-            turns[mine] += 1
-            http._put_conn(conn)
-
-    with ThreadPoolExecutor(WORKERS) as executor:
-        for done in [executor.submit(take_turns, mine) for mine in range(WORKERS)]:
-            done.result()
-    assert min(turns) >= TURNS / 2
 
 
 def test_a_pool_that_is_closed_and_dropped_at_once_leaves_no_connection_and_no_thread(server: Server) -> None:

@@ -29,6 +29,8 @@ STALLED: Final = 0.5
 """A check or reset that has taken so long no longer counts as a connection that is about to come."""
 SUSPICION_PAUSE: Final = 0.001
 """Seconds for each connection, until another death arouses suspicion: not each of a thousand deaths at once does."""
+FORK_TICKS: Final = 2
+"""Ticks after which a fork counts as over though nobody has said so: its second hook may have been cut short."""
 LIFETIME_SPREAD: Final = 0.1
 """The part of `max_lifetime` by which one connection's may be shorter than another's."""
 
@@ -107,7 +109,7 @@ class Core(Generic[C]):
         "draining",
         "entries",
         "fifo",
-        "forks",
+        "forking",
         "gate",
         "generation",
         "idle",
@@ -164,8 +166,8 @@ class Core(Generic[C]):
         """Whether a borrow or return has to look further: someone waits, or the pool is paused, closed or too large."""
         self.paused = False
         self.closing = False
-        self.forks = 0
-        """Forks under way, for which nothing is to be opened."""
+        self.forking = 0
+        """Ticks for which nothing is to be opened yet, as a fork is under way."""
         self.generation = 0
         self.outage: Outage | None = None
         self._jobs: deque[Job[C]] = deque()
@@ -472,7 +474,7 @@ class Core(Generic[C]):
     def _wanted(self, now: float) -> int:
         """How many more opens should begin now, were it not for the budget."""
         settings = self.settings
-        if self.closing or self.forks:
+        if self.closing or self.forking:
             return 0
         size = len(self.entries)
         waiting = 0 if self.paused else len(self.line)
@@ -537,9 +539,10 @@ class Core(Generic[C]):
     def part(self, now: float) -> list[Job[C]]:
         """Give out for closing, at once, all idle connections that a fork would share and that cannot be parked.
 
-        None is opened in their stead until `rejoin` tells that the fork is over.
+        None is opened in their stead until `rejoin` tells that the fork is over, or until a second tick, in case
+        nobody is left to tell.
         """
-        self.forks += 1
+        self.forking = FORK_TICKS
         parted = []
         for _ in range(len(self.idle)):
             try:
@@ -558,7 +561,7 @@ class Core(Generic[C]):
 
     def rejoin(self, now: float) -> None:
         """Go on as before the fork."""
-        self.forks = max(0, self.forks - 1)
+        self.forking = 0
         self.settle(now)
 
     def forgo(self, claim: Claim[C], now: float) -> None:
@@ -712,6 +715,7 @@ class Core(Generic[C]):
         `slept` says that the machine was suspended, which a monotonic clock does not show.
         """
         settings = self.settings
+        self.forking = max(0, self.forking - 1)
         self._ask_again()
         standstill = slept or now - self._ticked > BEAT + GRACE
         stalled = 0

@@ -13,10 +13,9 @@ import anyio
 import anyio.lowlevel
 
 from millpond._core.line import Line, Waiter
-from millpond._core.settings import Options
 from millpond._httpcore.guard import GuardedStream, guard, let_go
-from millpond._httpcore.link import AsyncLinks, Link, Links
-from millpond._httpcore.pools import AsyncLinkPool, LinkPool, Terms, give_back, prove, settle
+from millpond._httpcore.link import Link
+from millpond._httpcore.pools import AsyncLinkPool, LinkPool, give_back, prove, settle
 from millpond.errors import PoolClosed, PoolTimeout
 
 __all__ = ["AsyncSharedPool", "SharedPool"]
@@ -221,8 +220,8 @@ def _usable(link: Link) -> bool:
 class SharedPool(LinkPool):
     """For threads."""
 
-    def __init__(self, links: Links, terms: Terms, settings: Options) -> None:
-        super().__init__(links, terms, settings)
+    def _begin(self) -> None:
+        super()._begin()
         self.sharing = Sharing(partial(_room, weakref.ref(self)))
 
     def borrow(self, timeout: float) -> Seat:
@@ -257,8 +256,8 @@ class SharedPool(LinkPool):
 class AsyncSharedPool(AsyncLinkPool):
     """For tasks."""
 
-    def __init__(self, links: AsyncLinks, terms: Terms, settings: Options) -> None:
-        super().__init__(links, terms, settings)
+    def _begin(self) -> None:
+        super()._begin()
         self.sharing = Sharing(partial(_room, weakref.ref(self)))
 
     async def borrow(self, timeout: float) -> Seat:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import os
 import queue
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
@@ -23,6 +24,7 @@ except ImportError as _missing:
 
 from redis.connection import AbstractConnection, Connection, ConnectionInterface
 
+from millpond import _fork
 from millpond._core.entry import State
 from millpond._core.settings import Options, Settings
 from millpond._core.stats import Stats
@@ -80,11 +82,15 @@ class _Pooled(redis.ConnectionPool):
     def __init__(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401
         self._settings = ours(options, self._fixed)
         super().__init__(*arguments, **options)
+        _fork.renew(self)
         self._settings["max_size"] = self.max_connections
         Settings.of(self._settings)  # raises for what cannot work
         self._connector = Redis(maker(self), target=self._target())
         if self._settings.get("min_size"):
             self._hire()
+
+    def _after_fork_in_child(self) -> None:
+        self._lock = threading.RLock()
 
     def _hire(self) -> Pool[Connection]:
         with self._lock:
