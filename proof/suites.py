@@ -43,6 +43,7 @@ SUITES: Final = {
         (
             "tests/promises/test_exceptions_at_every_place.py",
             "tests/promises/test_exceptions_at_any_point.py",
+            "tests/promises/test_fork_hooks.py",
             "tests/redis/test_interruptions.py",
             "tests/urllib3/test_interruptions.py",
             "tests/httpx/test_interruptions.py",

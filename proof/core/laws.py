@@ -130,6 +130,7 @@ def check_gate(stand: Stand) -> None:
     reason = (
         core.paused
         or core.closing
+        or core.forking
         or core.line.head() is not None
         or len(core.entries) - core._n_closing > core.settings.max_size
     )
@@ -277,6 +278,7 @@ def check_calm(world: World) -> None:
         if missing > 0 and not core.closing and core.outage is None:
             raise Violation("fewer than min_size connections are open, and nobody opens more")
         alert = core.share is not None and core.share.alert
+        alert = alert or core.forking > 0
         reason = core.paused or core.closing or core.line or alert or len(core.entries) > core.settings.max_size
         if core.gate and not reason:
             raise Violation("the gate is up for no reason")

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import weakref
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -26,7 +27,7 @@ from typing import Final, Protocol
 from millpond import _watcher
 from millpond._core.lease import let_go
 
-__all__ = ["adopt", "at_first_pool", "disown", "pools", "prepare_pins", "renew"]
+__all__ = ["adopt", "at_first_pool", "beginning", "disown", "pools", "prepare_pins", "renew"]
 
 
 class Inheritor(Protocol):
@@ -61,6 +62,8 @@ _others: Final[weakref.WeakValueDictionary[int, Inheritor]] = weakref.WeakValueD
 _dead: _watcher.Descriptor | None = None
 _pinned: Final[dict[int, object]] = {}
 _first: Callable[[], object] | None = None
+beginning = threading.RLock()
+"""Held by a thread that begins a pool anew because the hooks were cut short."""
 
 
 def at_first_pool(function: Callable[[], object]) -> None:
@@ -132,10 +135,10 @@ def _pin(conn: object) -> None:
     """
     if id(conn) in _pinned:
         return
-    _pinned[id(conn)] = conn
     import ctypes  # here, because importing it takes longer than importing millpond
 
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(conn))
+    _pinned[id(conn)] = conn
 
 
 def prepare_pins() -> None:
@@ -178,6 +181,8 @@ def _after_in_parent() -> None:
 
 
 def _after_in_child() -> None:
+    global beginning
+    beginning = threading.RLock()
     known = pools()
     _each([pool._shut for pool in known])
     _each([_watcher.forsake, *(one._after_fork_in_child for one in (*known, *_inheritors()))])

@@ -145,12 +145,20 @@ class Shell(ABC, Generic[C]):
         return budget._join(self, self._settings.min_size)
 
     def _before_fork(self) -> None:
-        """Close what is idle and could not be parked in the child."""
+        """Have the child be born shut, and close what is idle and could not be parked there."""
+        core = self._core
+        if self._lock._is_owned():  # type: ignore[attr-defined]
+            # A signal handler forks in the middle of a change, whose end sees this.
+            core.shut(0.0)
+        else:
+            self._step(core.shut)
         if any(entry.descriptor is None for entry in list(self._core.entries)):
             _fork.prepare_pins()
 
     def _after_fork_in_parent(self) -> None:
         """Go on as before."""
+        if self._core.forking and not self._lock._is_owned():  # type: ignore[attr-defined]
+            self._step(self._core.rejoin)
 
     def _shut(self) -> None:
         """Have every borrow look further, and so begin anew, in a child: the parent's core lends nothing any more."""
@@ -168,16 +176,31 @@ class Shell(ABC, Generic[C]):
             if entry.state is not State.CLOSED and hasattr(entry, "conn"):
                 # Also what is being closed: its server would not hear of that while the child has a handle on it.
                 self._inherited[id(entry.conn)] = entry.conn
-                _fork.disown(entry.conn, entry.descriptor)
+                self._disown(entry)
+        for waiter in [*self._core.line, *self._core.warming, *self._core.draining]:
+            # A signal handler has forked while the forking thread waited: it asks the child's core.
+            waiter.done = True
+            waiter.wake()
+        if self._pid == os.getpid():
+            # A signal handler has used the pool meanwhile.
+            return
         self._begin()
         self._heed()
         # Last: whoever is struck before that has not begun.
         self._pid = os.getpid()
 
+    def _disown(self, entry: Entry[C]) -> None:
+        descriptor = entry.descriptor
+        if not isinstance(descriptor, _watcher.Descriptor) or not descriptor.current():
+            # Its driver has connected anew, perhaps.
+            descriptor = self._descriptor_of(entry.conn)
+        _fork.disown(entry.conn, descriptor)
+
     def _begun_anew(self, change: Callable[..., T]) -> Callable[..., T]:
-        """Begin anew in a child whose hook was cut short; return the same change, of the core that there is now."""
+        """Begin anew in a child whose hooks were cut short; return the same change, of the core that there is now."""
         former = self._core
-        self._after_fork_in_child()
+        with _fork.beginning:
+            self._after_fork_in_child()
         is_former = getattr(change, "__self__", None) is former
         return cast("Callable[..., T]", getattr(self._core, change.__name__)) if is_former else change
 
@@ -424,6 +447,9 @@ class Shell(ABC, Generic[C]):
 
     def _scuttle(self) -> None:
         """Free the connections of a pool that nobody can use any more, or that was closed and then dropped at once."""
+        if self._pid != os.getpid():
+            # In a child whose hooks were cut short they are the parent's.
+            self._after_fork_in_child()
         for entry in self._core.forsake():
             with suppress(Exception):
                 self._unwatch(entry)

@@ -61,6 +61,7 @@ class _Watcher:
     """The epoll, and whose connection each of its descriptors is."""
 
     def __init__(self) -> None:
+        self.pid = os.getpid()
         self.epoll = select.epoll()
         self.watched: dict[int, _Record] = {}
         self.awake = False
@@ -189,7 +190,11 @@ def forget(descriptor: Descriptor) -> None:
 def forsake() -> None:
     """In a forked child: begin anew. The inherited epoll is the parent's; nothing is unregistered through it."""
     global _starting, _watcher
+    watcher = _watcher
+    if watcher is not None and watcher.pid == os.getpid():
+        # A signal handler has opened a connection since it was done before.
+        return
     _starting = threading.Lock()
-    watcher, _watcher = _watcher, None
+    _watcher = None
     if watcher is not None:
         watcher.epoll.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
+import os
 import sys
 import weakref
 from collections import deque
@@ -417,6 +418,8 @@ class AsyncPool(Shell[C]):
     # Waiting.
 
     def _waiter(self, timeout: float | None) -> AsyncWaiter[C]:
+        if self._pid != os.getpid():
+            self._after_fork_in_child()
         now = monotonic()
         limit = self._settings.timeout if timeout is None else timeout
         owner = self._core.whoami()

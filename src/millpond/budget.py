@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from typing import Any, Final, Protocol
 
+from millpond import _fork
 from millpond._core.ledger import Ledger, Share
 from millpond._core.settings import Settings
 from millpond.errors import Misuse
@@ -48,6 +49,11 @@ class Budget:
         self._pid = 0
         """The process that it has begun in."""
         self._begin()
+        _fork.renew(self)
+
+    def _after_fork_in_child(self) -> None:
+        if os.getpid() != self._pid:
+            self._begin()
 
     def _begin(self) -> None:
         # Reentrant only so that it knows its owner, as a pool's.
@@ -87,7 +93,7 @@ class Budget:
     def _join(self, pool: Member, minimum: int) -> Share:
         """Open a share for a pool that has nothing yet."""
         with self._mine():
-            self._prune()
+            self._prune(pool)
             share = self._ledger.join(minimum)
             self._members[share] = weakref.ref(pool)
             return share
@@ -126,9 +132,10 @@ class Budget:
             due.update(self._ledger.givers())
         return due
 
-    def _prune(self) -> None:
+    def _prune(self, former: Member | None = None) -> None:
+        """Strike off the shares of pools that have gone, and one of a pool that was cut short when it joined."""
         for share, ref in list(self._members.items()):
-            if ref() is None:
+            if ref() is former or ref() is None:
                 self._ledger.leave(share)
                 del self._members[share]
 
@@ -140,8 +147,7 @@ class Budget:
             raise ValueError(f"limit={limit} allows nothing: it must be 1 or more")
 
     def _mine(self) -> AbstractContextManager[object]:
-        if os.getpid() != self._pid:
-            self._begin()  # in a forked child, whose pools all begin anew
+        self._after_fork_in_child()  # the hook may have been cut short, or be yet to come
         if self._lock._is_owned():  # type: ignore[attr-defined]
             raise Misuse("a budget was used by a signal handler or a finaliser that interrupted the budget itself")
         return self._lock

@@ -557,6 +557,9 @@ class Pool(Shell[C]):
         except BaseException:
             self._call_off(waiter)
             raise
+        if waiter.refusal is None:
+            # It stood in the line of a parent whose child this is.
+            return self._wait(waiter.deadline - monotonic())
         raise self._refusal_of(waiter)
 
     def _sit_out(self, waiter: _ThreadWaiter[C]) -> None:
@@ -600,17 +603,11 @@ class Pool(Shell[C]):
         self._tenders = _Crew(self, "tender", Pool._tend_one, Pool._chores, TENDERS)
 
     def _before_fork(self) -> None:
-        if self._core.forking or self._lock._is_owned():  # type: ignore[attr-defined]
-            # It has been done; or a signal handler forks in the middle of a change, and the child will do without what
-            # it cannot park.
-            return
-        for job in self._step(self._core.part):
-            self._end(job)
+        # If a signal handler forks in the middle of a change, the child will do without what it cannot park.
+        if not (self._core.forking or self._lock._is_owned()):  # type: ignore[attr-defined]
+            for job in self._step(self._core.part):
+                self._end(job)
         super()._before_fork()
-
-    def _after_fork_in_parent(self) -> None:
-        if self._core.forking and not self._lock._is_owned():  # type: ignore[attr-defined]
-            self._step(self._core.rejoin)
 
     def _identify(self) -> Callable[[], int]:
         return get_ident

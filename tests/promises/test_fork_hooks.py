@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import os
 import resource
+import signal
 import socket
+import socketserver
+import subprocess
 import sys
+import textwrap
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import pytest
 
 import millpond.redis
-from millpond import Budget, ConnectFailed, HostBudget, KeyedPool, Pool, _fork, _watcher
+from millpond import AsyncPool, Budget, ConnectFailed, HostBudget, KeyedPool, Pool, PoolTimeout, _fork, _watcher
 from millpond.connectors.sockets import Socket
-from millpond.testing import FakeConnector, Valkey
+from millpond.testing import AsyncFakeConnector, FakeConnector, Valkey
 
 from .places import Places, Stop
 
@@ -27,9 +34,19 @@ NOTHING: AbstractContextManager[object] = nullcontext()
 
 @pytest.fixture
 def listener() -> Iterator[int]:
-    """A port that takes connections, and says nothing."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        yield server.getsockname()[1]
+    """A port that takes connections, says nothing, and hangs up when they do."""
+
+    class Silent(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(1)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Silent) as server:
+        server.daemon_threads = True
+        serving = threading.Thread(target=server.serve_forever, args=(0.01,))
+        serving.start()
+        yield server.server_address[1]
+        server.shutdown()
+        serving.join()
 
 
 @contextmanager
@@ -81,15 +98,16 @@ def identity(conn: Any) -> int:
     return os.fstat(conn.fileno()).st_ino if hasattr(conn, "fileno") else id(conn)
 
 
-@pytest.mark.parametrize("kind", ["sockets", "objects"])
+@pytest.mark.parametrize("kind", ["sockets", "objects", "within a budget"])
 def test_an_exception_at_any_place_of_a_fork(
     kind: str, listener: int, monkeypatch: pytest.MonkeyPatch, *, thorough: bool
 ) -> None:
     """Each process is struck once, in its hook for before the fork or in that for afterwards."""
     swallowed: list[type[BaseException]] = []
     monkeypatch.setattr(sys, "unraisablehook", lambda told: swallowed.append(told.exc_type))
-    connector: Any = Socket("127.0.0.1", listener) if kind == "sockets" else FakeConnector()
-    with Pool(connector, max_size=SIZE) as pool, Pool(connector, max_size=SIZE, min_size=1) as other:
+    connector: Any = FakeConnector() if kind == "objects" else Socket("127.0.0.1", listener)
+    settings: Any = {"budget": Budget(2 * SIZE), "min_size": SIZE} if kind == "within a budget" else {"min_size": 1}
+    with Pool(connector, max_size=SIZE, **settings) as pool, Pool(connector, max_size=SIZE, **settings) as other:
         pools = (pool, other)
         number, places = 0, Places(0, strike)
         while number == 0 or places.reached:
@@ -307,19 +325,144 @@ def stocked_one(pool: Pool[Any]) -> object:
         return conn
 
 
-def test_a_child_whose_hooks_were_never_called_begins_anew_when_a_pool_is_used(
-    listener: int, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def cut_twice(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Have both hooks of a child be cut short, once the pools are shut; return what ends that."""
+
+    def cut(*_: object) -> None:
+        raise Stop
+
+    monkeypatch.setattr(sys, "unraisablehook", lambda told: None)
+    monkeypatch.setattr(_fork, "disown", cut)
+    return monkeypatch.undo
+
+
+def test_a_child_whose_hooks_were_cut_short_begins_anew_when_a_pool_is_used(
+    listener: int, cut_twice: Callable[[], None]
 ) -> None:
-    """As far as the pools are shut, which needs nothing: all else may fail, and is done again."""
     with Pool(Socket("127.0.0.1", listener), max_size=SIZE) as pool:
         known = stocked(pool)
-        monkeypatch.setattr(sys, "unraisablehook", lambda told: None)
 
         def child() -> None:
-            monkeypatch.undo()
-            assert not stocked(pool) & known
+            cut_twice()
+            with ThreadPoolExecutor(4) as executor:
+                borrowed = [executor.submit(stocked_one, pool) for _ in range(20)]
+                assert not {identity(future.result()) for future in borrowed} & known
             assert not any(map(is_open, known))
+            assert pool.stats().size <= SIZE
 
-        monkeypatch.setattr(_fork, "disown", lambda *_: 1 / 0)
         with forked(child) as status:
             assert status() == 0
+
+
+def test_a_child_whose_hooks_were_cut_short_begins_anew_in_its_own_loop(cut_twice: Callable[[], None]) -> None:
+    async def parent() -> None:
+        async with AsyncPool(AsyncFakeConnector(), max_size=1) as pool:
+            async with pool.connection() as conn:
+                pass
+
+            def child() -> None:
+                cut_twice()
+                asyncio.events._set_running_loop(None)  # as long as this runs, the parent's
+                asyncio.run(borrow(pool, conn))
+
+            with forked(child) as status:
+                assert status() == 0
+
+    async def borrow(pool: AsyncPool[Any], parents: object) -> None:
+        async with pool.connection() as conn:
+            assert conn is not parents
+
+    asyncio.run(parent())
+
+
+def test_a_child_whose_hooks_were_cut_short_says_no_goodbye_when_it_drops_a_pool(cut_twice: Callable[[], None]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        pools = [Pool(Socket("127.0.0.1", server.getsockname()[1]), max_size=1)]
+        with pools[0].connection():
+            pass
+        theirs, _ = server.accept()
+
+        def child() -> None:
+            cut_twice()
+            pools[0]._droppable = True
+            pools.clear()
+            gc.collect()
+
+        with theirs:
+            with forked(child) as status:
+                assert status() == 0
+            theirs.settimeout(0.05)
+            with pytest.raises(TimeoutError):
+                theirs.recv(1)
+            pools.pop().close()
+
+
+EARLY = """
+    import os, socket, threading
+
+    def early():
+        with pool.connection() as conn:
+            borrowed.append(os.fstat(conn.fileno()).st_ino)
+
+    borrowed = []
+    os.register_at_fork(after_in_child=early)
+
+    from millpond import Pool
+    from millpond.connectors.sockets import Socket
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        pool = Pool(Socket("127.0.0.1", listener.getsockname()[1]), max_size=1)
+        with pool.connection() as conn:
+            known = os.fstat(conn.fileno()).st_ino
+        child = os.fork()
+        if not child:
+            os._exit(2 * (borrowed == []) + (borrowed == [known]))
+        assert os.waitpid(child, 0)[1] == 0
+        with pool.connection() as conn:
+            assert os.fstat(conn.fileno()).st_ino == known
+        pool.close()
+"""
+
+
+def test_a_hook_that_comes_before_millponds_is_not_lent_what_is_the_parents() -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(EARLY)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_who_waits_while_a_signal_handler_forks_is_served_in_the_child() -> None:
+    here = os.getpid()
+    children: list[int] = []
+
+    def fork(number: int, frame: object) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            children.append(os.fork())
+
+    former = signal.signal(signal.SIGALRM, fork)
+    try:
+        with Pool(FakeConnector(), max_size=1, timeout=60) as pool:
+            conn = pool.acquire()
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+            try:
+                # The parent's connection is never returned, and the child has one of its own.
+                served = pool.acquire(0.3 if os.getpid() == here else 60)
+            except PoolTimeout:
+                assert os.getpid() == here
+            else:
+                os._exit(served is conn)
+            pool.release(conn)
+    except BaseException:
+        if os.getpid() != here:
+            os._exit(2)
+        raise
+    finally:
+        signal.signal(signal.SIGALRM, former)
+    (child,) = children
+    assert os.waitpid(child, 0)[1] == 0

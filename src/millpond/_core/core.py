@@ -354,6 +354,7 @@ class Core(Generic[C]):
             alert = self.share.alert = self.share.called
         self.gate = (
             alert
+            or self.forking > 0
             or self.paused
             or self.closing
             or self.line.head() is not None
@@ -536,13 +537,20 @@ class Core(Generic[C]):
         self._set_gate()
         self._greet_drained()
 
-    def part(self, now: float) -> list[Job[C]]:
-        """Give out for closing, at once, all idle connections that a fork would share and that cannot be parked.
+    def shut(self, now: float) -> None:
+        """Get ready for a fork: the gate is up, so that a child is born with it up, and nothing is opened.
 
-        None is opened in their stead until `rejoin` tells that the fork is over, or until a second tick, in case
-        nobody is left to tell.
+        It lasts until `rejoin` tells that the fork is over, or until a second tick, in case nobody is left to tell.
         """
         self.forking = FORK_TICKS
+        self.gate = True
+
+    def part(self, now: float) -> list[Job[C]]:
+        """Get ready, and give out for closing all idle connections that a fork would share and that cannot be parked.
+
+        None is opened in their stead as long as it lasts.
+        """
+        self.shut(now)
         parted = []
         for _ in range(len(self.idle)):
             try:
