@@ -56,6 +56,9 @@ class TaskLease(Lease[C]):
             pool._enrol(waiter)
             if not waiter.done:
                 await waiter.sleep()
+            if self._claim is not None:
+                # Another task has entered it meanwhile.
+                raise self._entered()
             claim = self._claim = waiter.claim
             if claim is not None:
                 # Another than when the lease was made, if that was before a fork.
@@ -63,7 +66,8 @@ class TaskLease(Lease[C]):
                 return claim.entry.conn
             refusal = pool._refusal_of(waiter)
         except BaseException:
-            self._claim = None
+            if self._claim is waiter.claim:
+                self._claim = None
             pool._call_off(waiter)
             raise
         raise refusal
@@ -269,6 +273,7 @@ class AsyncPool(Shell[C]):
         lease._core = self._core
         lease._pool = self
         lease._timeout = timeout
+        lease._claim = None
         return lease
 
     def _traced_lease(self) -> TaskLease[C]:

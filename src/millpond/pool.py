@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, Self, TypeVar, Unpack
 
 from millpond import events
 from millpond._bell import ThreadBell
-from millpond._core.core import BEAT, Job, Task
+from millpond._core.core import BEAT, Fitness, Job, Task
 from millpond._core.entry import Claim
 from millpond._core.lease import LENT, Lease, let_go
 from millpond._core.line import Waiter
@@ -53,30 +53,38 @@ class ThreadLease(Lease[C]):
         # `Lease.enter` written out, with the clock and the thread looked up where it is quickest: that and the call
         # would cost a tenth of a borrow. (test: the_hot_path_of_threads_is_that_of_the_core)
         core = self._core
+        claim = None
         try:
             if not core.gate:
                 owner = get_ident()
                 now = monotonic()
                 try:
-                    claim = self._claim = core.idle.pop()
+                    claim = core.idle.pop()
                 except IndexError:
                     pass
                 else:
-                    entry = claim.entry
-                    if now <= entry.good_until:
-                        entry.state = LENT
-                        entry.owner = owner
-                        entry.since = now
-                        entry.uses += 1
-                        return entry.conn
+                    # Nobody else has a turn between this question and the next statement.
+                    if self._claim is None:
+                        self._claim = claim
+                        entry = claim.entry
+                        if now <= entry.good_until:
+                            entry.state = LENT
+                            entry.owner = owner
+                            entry.since = now
+                            entry.uses += 1
+                            return entry.conn
+                        self._claim = None
                     # The slow way begins by settling what this puts back.
-                    self._claim = None
                     core.idle.append(claim)
-            return self._wait()
+            if self._claim is None:
+                return self._wait()
         except BaseException as cut:
-            claim = self._claim = None  # type: ignore[assignment]
+            if self._claim is claim:
+                self._claim = None
+            claim = None
             let_go(cut)
             raise
+        raise self._entered()
 
     if TYPE_CHECKING:
 
@@ -89,10 +97,19 @@ class ThreadLease(Lease[C]):
 
     def _wait(self) -> C:
         pool = self._pool
-        claim = self._claim = pool._wait(self._timeout)
-        # Another than when the lease was made, if that was before a fork.
-        self._core = pool._core
-        return claim.entry.conn
+        claim = pool._wait(self._timeout)
+        if self._claim is not None:
+            # Another thread has entered it meanwhile.
+            pool._step(pool._core.release, claim, Fitness.CLEAN)
+            raise self._entered()
+        try:
+            self._claim = claim
+            # Another than when the lease was made, if that was before a fork.
+            self._core = pool._core
+            return claim.entry.conn
+        except BaseException:
+            self._claim = None
+            raise
 
 
 class _TracedLease(ThreadLease[C]):
@@ -407,6 +424,7 @@ class Pool(Shell[C]):
         lease._core = self._core
         lease._pool = self
         lease._timeout = timeout
+        lease._claim = None
         return lease
 
     def _traced_lease(self) -> ThreadLease[C]:

@@ -82,6 +82,7 @@ class Bench:
         lease._core = self.core
         lease._pool = self
         lease._timeout = None
+        lease._claim = None
         return lease
 
     def enrol(self, name: str, timeout: float = 30.0) -> Caller:

@@ -1276,6 +1276,40 @@ def test_a_lease_is_left_once_for_each_time_it_is_entered() -> None:
     assert not bench.lost
 
 
+@pytest.mark.parametrize("idle", [0, 1])
+def test_a_lease_that_is_entered_is_not_entered_again_and_keeps_its_loan(idle: int) -> None:
+    bench = Bench(max_size=2)
+    bench.stock(1 + idle)
+    lease = bench.lease()
+    conn = lease.enter()
+    with pytest.raises(ValueError, match="asked to enter a lease that is entered"):
+        lease.enter()
+    assert len(bench.core.idle) == idle
+    lease.leave(None, None, None)
+    assert not bench.lost
+    assert bench.lease().enter() == conn
+
+
+def test_a_lease_that_is_entered_keeps_its_loan_whatever_strikes_one_who_enters_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = Bench(max_size=1)
+    bench.stock(1)
+    lease = bench.lease()
+    lease.enter()
+
+    def struck() -> int:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(bench.core, "whoami", struck)
+        with pytest.raises(KeyboardInterrupt):
+            lease.enter()
+    lease.leave(None, None, None)
+    assert len(bench.core.idle) == 1
+    assert not bench.lost
+
+
 def test_an_error_of_the_inspection_is_let_through_and_costs_the_connection() -> None:
     bench = Bench(max_size=1)
     (entry,) = bench.stock(1)

@@ -199,11 +199,81 @@ def test_releasing_a_connection_of_a_block_is_misuse_and_the_block_returns_it(po
     assert_whole(pool, 2)
 
 
-def test_entering_a_lease_twice_is_misuse(pool: Pool[FakeConnection]) -> None:
-    lease = pool.connection()
-    with pytest.raises(Misuse, match="enter and leave each once"), lease, lease:
-        pass
-    assert_whole(pool, 2)
+@pytest.mark.parametrize("traced", [False, True])
+def test_entering_a_lease_that_is_entered_is_misuse_and_the_first_loan_goes_on(*, traced: bool) -> None:
+    settings: Any = {"leak_after": 60} if traced else {}
+    with Pool(FakeConnector(), max_size=2, **settings) as pool, ThreadPoolExecutor(1) as executor:
+        assert_whole(pool, 2)
+        lease = pool.connection()
+        with lease as conn:
+            for enter in (lease.__enter__, executor.submit(lease.__enter__).result):
+                with pytest.raises(Misuse, match="asked to enter a lease that is entered"):
+                    enter()
+            assert pool.stats().lent == 1
+            # Also where there is nothing idle, at once.
+            with pool.connection(), pytest.raises(Misuse, match="ask for one for each block"):
+                lease.__enter__()
+            assert not conn.parted
+        assert pool.stats().closes == {}
+        # It may be entered again when it has been left.
+        with lease as again:
+            assert not again.parted
+        assert_whole(pool, 2)
+
+
+def test_two_threads_that_wait_to_enter_one_lease_are_served_one_after_the_other() -> None:
+    with Pool(FakeConnector(), max_size=1) as pool, ThreadPoolExecutor(2) as executor:
+        held = pool.acquire()
+        lease = pool.connection(60)
+        entering = [executor.submit(lease.__enter__) for _ in range(2)]
+        until(lambda: pool.stats().waiting == 2)
+        pool.release(held)
+        until(lambda: any(future.done() for future in entering))
+        lease.__exit__(None, None, None)
+        # Whoever comes second finds it entered, or left.
+        errors = [error for future in entering if (error := future.exception(30)) is not None]
+        assert all(isinstance(error, Misuse) for error in errors)
+        if not errors:
+            lease.__exit__(None, None, None)
+        assert_whole(pool, 1)
+        assert pool.stats().closes == {}
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_entering_a_lease_that_a_task_has_entered_is_misuse_and_the_first_loan_goes_on(loop: Loop) -> None:
+    async def main() -> None:
+        async with FakePool(AsyncFakeConnector(), max_size=2) as pool:
+            await assert_whole_async(pool, 2)
+            lease = pool.connection()
+            async with lease as conn:
+                with pytest.raises(Misuse, match="asked to enter a lease that is entered"):
+                    await lease.__aenter__()
+                async with pool.connection():
+                    with pytest.raises(Misuse, match="ask for one for each block"):
+                        await lease.__aenter__()
+                assert not conn.parted
+            assert pool.stats().closes == {}
+            held = [await pool.acquire() for _ in range(2)]
+            outcomes: list[object] = []
+
+            async def enter() -> None:
+                try:
+                    outcomes.append(await lease.__aenter__())
+                except Misuse as error:
+                    outcomes.append(error)
+
+            async with anyio.create_task_group() as group:
+                for _ in range(2):
+                    group.start_soon(enter)
+                await until_seen(lambda: pool.stats().waiting == 2)
+                for each in held:
+                    pool.release(each)
+            assert [isinstance(outcome, Misuse) for outcome in outcomes] == [False, True]
+            await lease.__aexit__(None, None, None)
+            await assert_whole_async(pool, 2)
+            assert pool.stats().closes == {}
+
+    run(loop, main)
 
 
 def test_leaving_a_lease_that_is_not_entered_is_misuse(pool: Pool[FakeConnection]) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 import pytest
 import redis
+
+from millpond.connectors import _tally
 
 from .conftest import Face
 
@@ -80,7 +83,28 @@ def tried(*words: Any) -> Act:
     return act
 
 
+class Word(str, enum.Enum):  # noqa: UP042 (a StrEnum is written as it is sent)
+    """Words as many programs write them; redis-py sends the value, and `str` says something else."""
+
+    SELECT = "SELECT"
+    MULTI = "MULTI"
+    GET = "GET"
+    CLIENT = "CLIENT"
+    SETNAME = "SETNAME"
+
+
+class Sent(str):
+    """A name that is sent as another than it seems to be."""
+
+    def encode(self, *_: Any) -> bytes:
+        return b"SELECT"
+
+
 LEFT_BEHIND = {
+    "SELECT as a member of an enumeration": asked(Word.SELECT, 1),
+    "a name as members of an enumeration": asked(Word.CLIENT, Word.SETNAME, "somebody"),
+    "a packed MULTI as a member of an enumeration": all_of(packed((Word.MULTI,), (Word.GET, "key")), read(2)),
+    "SELECT as something that seems to be harmless": asked(Sent("a name that nobody has sent"), 1),
     "a command that was not answered": lambda face, conn: face.send(conn, "PING"),
     "two commands and one answer": two_and_one,
     "a pipeline that was not read": packed(("PING",), ("PING",)),
@@ -173,3 +197,31 @@ def test_a_connection_of_which_nothing_is_left_is_lent_again(face: Face, options
     assert again is conn
     assert face.number(again) == former
     face.give_back(pool, again)
+
+
+def test_a_command_is_judged_by_what_is_sent_whatever_somebody_else_has_written_before(face: Face) -> None:
+    pools = [face.pool(max_connections=1) for _ in range(2)]
+    for command in [(Word.SELECT, 1), (Sent("GET"), 1), ("SELECT", 1), (b"SELECT", 1), ("Select 1 ",)]:
+        for pool in pools:
+            conn = face.borrow(pool)
+            former = face.number(conn)
+            face.ask(conn, *command)
+            face.give_back(pool, conn)
+            conn = face.borrow(pool)
+            assert face.number(conn) != former, command
+            face.give_back(pool, conn)
+
+
+def test_names_that_never_end_cost_no_memory_and_no_speed_of_others(face: Face) -> None:
+    pool = face.pool(max_connections=1)
+    conn = face.borrow(pool)
+    former = face.number(conn)
+    for number in range(_tally.MOST_NAMES + 10):
+        face.ask(conn, f"GET user:{number}")
+    assert len(_tally._harmless) <= _tally.MOST_NAMES
+    face.ask(conn, "PING")
+    assert "PING" in _tally._harmless
+    face.give_back(pool, conn)
+    conn = face.borrow(pool)
+    assert face.number(conn) == former
+    face.give_back(pool, conn)

@@ -66,32 +66,44 @@ class Lease(_Base[C]):
             return cls
 
     def enter(self) -> C | None:
-        """Borrow."""
+        """Borrow. Raises `Misuse` if it is entered already, and the first loan goes on."""
         core = self._core
+        claim = None
         try:
             if not core.gate:
                 owner = core.whoami()
                 now = core.clock()
                 try:
-                    claim = self._claim = core.idle.pop()
+                    claim = core.idle.pop()
                 except IndexError:
                     pass
                 else:
-                    entry = claim.entry
-                    if now <= entry.good_until:
-                        entry.state = LENT
-                        entry.owner = owner
-                        entry.since = now
-                        entry.uses += 1
-                        return entry.conn
+                    # Nobody else has a turn between this question and the next statement.
+                    if self._claim is None:
+                        self._claim = claim
+                        entry = claim.entry
+                        if now <= entry.good_until:
+                            entry.state = LENT
+                            entry.owner = owner
+                            entry.since = now
+                            entry.uses += 1
+                            return entry.conn
+                        self._claim = None
                     # The slow way begins by settling what this puts back.
-                    self._claim = None
                     core.idle.append(claim)
-            return self._wait()
+            if self._claim is None:
+                return self._wait()
         except BaseException as cut:
-            claim = self._claim = None  # type: ignore[assignment]
+            if self._claim is claim:
+                self._claim = None
+            claim = None
             let_go(cut)
             raise
+        raise self._entered()
+
+    def _entered(self) -> Exception:
+        """What somebody is told who enters a lease that is entered."""
+        return self._pool._misused("was asked to enter a lease that is entered", "ask for one for each block")
 
     def _note(self, site: tuple[CodeType, int] | None) -> None:
         """Note where it was borrowed."""

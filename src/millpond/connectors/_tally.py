@@ -48,8 +48,13 @@ SPARES: Final = {
 """Of these, only the subcommands that are named leave the session as it is."""
 
 MOST_NAMES: Final = 4096
-_harmless: Final[set[object]] = set()
-"""Names of commands, as somebody wrote them, that do nothing to a session: the quickest there is to look at."""
+_harmless: Final[set[str | bytes]] = set()
+"""Names of commands, as somebody wrote them, that do nothing to a session: the quickest there is to look at.
+
+Whoever is found here was judged by what was sent. Only what is `PLAIN` is looked for.
+"""
+PLAIN: Final[frozenset[type]] = frozenset({str, bytes})
+"""What is sent as it is written. What is derived from it may be sent as something else, as members of enumerations."""
 
 Command = Sequence[Any]
 """The name of a command, which may be of two words, and its arguments, as redis-py takes them."""
@@ -78,6 +83,9 @@ class Tally:
     """Tells whether something has been read from the socket that nobody has taken yet."""
 
     if TYPE_CHECKING:
+
+        def pack_command(self, *args: object) -> list[bytes]: ...
+
         health_check_interval: float
         _connect_callbacks: list[object]
         _parser: Any
@@ -113,17 +121,26 @@ class Tally:
         """Count and heed commands that have been packed; return them in pieces."""
         pieces: list[str | bytes] = [packed] if isinstance(packed, (str, bytes)) else list(packed)
         remembered, self._packed = self._packed, None
-        commands: Iterable[Command]
-        commands = remembered[1] if remembered is not None and remembered[0] is packed else unpacked(pieces)
-        for command in commands:
-            self._asked += 1
-            if command[0] not in _harmless:
-                self._heed(command)
+        if remembered is not None and remembered[0] is packed:
+            for command in remembered[1]:
+                self._asked += 1
+                if type(command[0]) not in PLAIN or command[0] not in _harmless:
+                    self._heed(command[0], self.pack_command(*command))
+        else:
+            for words in unpacked(pieces):
+                self._asked += 1
+                if words[0] not in _harmless:
+                    self._judge(words[0], words)
         return pieces
 
-    def _heed(self, command: Command) -> None:
-        """Note what the command that was counted last does to the session."""
-        name, subcommand = words_of(command)
+    def _heed(self, given: object, packed: Iterable[object]) -> None:
+        """Note what the command that was counted last does to the session; somebody wrote its name so."""
+        for words in unpacked(packed):
+            self._judge(given, words)
+
+    def _judge(self, given: object, words: Sequence[bytes]) -> None:
+        """Judge a command by the first two words that are sent."""
+        name, subcommand, *_ = *(word.upper() for word in words), b"", b""
         if name in OPENS:
             self._session |= OPENS[name]
             self._asking_at = self._asked
@@ -136,8 +153,11 @@ class Tally:
                 self._session |= SPOILT
         elif name in SPOILS or not name:
             self._session |= SPOILT
-        elif len(_harmless) < MOST_NAMES:
-            _harmless.add(command[0])
+        elif type(given) in PLAIN:
+            if len(_harmless) >= MOST_NAMES:
+                # Arguments that were written into the name, as in "GET user:17".
+                _harmless.clear()
+            _harmless.add(given)  # type: ignore[arg-type]
 
     def _hear(self, error: exceptions.ResponseError) -> None:
         """Count a reply that is an error."""
@@ -210,8 +230,8 @@ class SyncTally(Tally):
         if not self._sock or self.health_check_interval:
             self._get_ready(kwargs.get("check_health", True))
         self._asked += 1
-        if args[0] not in _harmless:
-            self._heed(args)
+        if type(args[0]) not in PLAIN or args[0] not in _harmless:
+            self._heed(args[0], packed)
         self._send(packed, False)
 
     def send_packed_command(self, command: str | bytes | Iterable[bytes], check_health: bool = True) -> None:
@@ -293,7 +313,6 @@ class AsyncTally(Tally):
         """Whether `_send` is redis-py's."""
         _loop: asyncio.AbstractEventLoop
 
-        def pack_command(self, *args: object) -> list[bytes]: ...
         async def check_health(self) -> None: ...
 
     async def connect_check_health(self, *args: object, **kwargs: object) -> None:
@@ -326,8 +345,8 @@ class AsyncTally(Tally):
         if self._writer is None or self.health_check_interval:
             await self._get_ready(kwargs.get("check_health", True))
         self._asked += 1
-        if args[0] not in _harmless:
-            self._heed(args)
+        if type(args[0]) not in PLAIN or args[0] not in _harmless:
+            self._heed(args[0], packed)
         if self._sends_plainly:
             # As redis-py does, but without the task that its time limit is on Python 3.11, if nothing has to wait.
             writer: Any = self._writer
@@ -449,23 +468,9 @@ def tallied(cls: type) -> type:
     raise TypeError(f"{cls.__qualname__} is not a connection of redis-py")
 
 
-def words_of(command: Command) -> tuple[bytes, bytes]:
-    """Return the name of a command and what follows it, which may be a subcommand, in capitals."""
-    words = encoded(command[0]).upper().split()
-    if len(words) == 1:
-        words += [encoded(word).upper() for word in command[1:2]]
-    name, subcommand, *_ = *words, b"", b""
-    return name, subcommand
-
-
-def encoded(word: object) -> bytes:
-    """Return a word as it is sent."""
-    return bytes(word) if isinstance(word, (bytes, bytearray, memoryview)) else str(word).encode()
-
-
-def unpacked(pieces: Iterable[object]) -> Iterator[Command]:
+def unpacked(pieces: Iterable[object]) -> Iterator[Sequence[bytes]]:
     """Return the commands in what somebody has packed: two words of each, and none of what cannot be read."""
-    data = b"".join(map(encoded, pieces))
+    data = b"".join(piece.encode() if isinstance(piece, str) else bytes(piece) for piece in pieces)  # type: ignore[call-overload]
     at = 0
     try:
         while at < len(data):
