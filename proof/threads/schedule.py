@@ -24,14 +24,12 @@ __all__ = ["Actor", "Grain", "Lock", "Point", "Schedule", "Stuck"]
 PACKAGE: Final = str(Path(millpond.__file__).parent)
 PATIENCE: Final = 60.0
 """Seconds after which a thread must have left the schedule: one takes some thousandths."""
+_traced: Final[set[CodeType]] = set()
+"""What has been traced in this process before."""
 EPOCH: Final = 1000.0
 """What time it is when a schedule begins."""
 VISIBLE: Final = ("ATTR", "METHOD", "CALL", "SUBSCR", "GLOBAL", "DEREF", "CONTAINS", "ITER", "WITH")
 """What the names of instructions have in them that others could take notice of, or that depend on others."""
-
-
-# Python 3.12 tells a thread of instructions if any frame had asked for them when it began to trace.
-sys._getframe().f_trace_opcodes = True
 
 
 class Grain(enum.Enum):
@@ -107,6 +105,9 @@ class Schedule:
         self.actors: list[Actor] = []
         self.current: Actor
         self.stuck: Stuck | None = None
+        self.fresh = False
+        """Whether something was traced for the first time. Python 3.12 and 3.13 do not tell of all its instructions
+        then, so its points are not those that it has from then on."""
         self._grain = grain
         self._count = 0
         self._over = threading.Event()
@@ -156,6 +157,9 @@ class Schedule:
         code = frame.f_code
         if self._choosing or not code.co_filename.startswith(PACKAGE):
             return None
+        if code not in _traced:
+            _traced.add(code)
+            self.fresh = True
         frame.f_trace_opcodes = True
         frame.f_trace_lines = False
         self._after_call.discard(id(frame))

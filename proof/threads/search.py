@@ -36,7 +36,18 @@ class Played:
 
 def play(scene: Scene, turns: Turns, grain: Grain, tell: Callable[[str], object] | None = None) -> list[Point]:
     """Play a scene by one schedule; return its points, or raise what is wrong."""
-    schedule = Schedule(turns, grain, tell)
+    while True:
+        schedule = Schedule(turns, grain, tell)
+        try:
+            _play_once(scene, schedule)
+        except AssertionError:
+            if not schedule.fresh:
+                raise
+        if not schedule.fresh:
+            return schedule.points
+
+
+def _play_once(scene: Scene, schedule: Schedule) -> None:
     # A collection in the midst of it would end what is left of earlier pools, and add points that are not this one's.
     collecting = gc.isenabled()
     gc.disable()
@@ -47,7 +58,6 @@ def play(scene: Scene, turns: Turns, grain: Grain, tell: Callable[[str], object]
     finally:
         if collecting:
             gc.enable()
-    return schedule.points
 
 
 def play_all(name: str, grain: Grain, preemptions: int, seconds: float = math.inf, most: float = math.inf) -> Played:

@@ -50,6 +50,8 @@ SUSPENDED: Final = 1.0
 """Seconds by which the boot-time clock must outrun the monotonic one to show that the machine was suspended."""
 
 
+RESET: Final = frozenset({Condition.CLEAN, Condition.UNPROVED})
+"""What a connection may be after a reset."""
 CONNECTOR: Final = (*(name for name in vars(Inspector) if name[0] != "_"), "open", "ping", "reset", "close")
 """What a connector has."""
 
@@ -475,9 +477,13 @@ class Shell(ABC, Generic[C]):
             condition = self._inspect(entry.conn, error)
         if condition is Condition.CLEAN:
             return Fitness.CLEAN
-        if condition is Condition.DIRTY:
+        if condition is Condition.DIRTY or condition is Condition.UNPROVED:
             return Fitness.DIRTY
         return Fitness.CUT if self._inspector.alive(entry.conn) else Fitness.DEAD
+
+    def _is_clean(self, conn: C) -> bool:
+        """Whether what comes out of a reset can be lent: it is looked at as what comes out of a loan."""
+        return self._inspect is None or self._inspect(conn, None) in RESET
 
     def _lease_of(self, conn: C, verb: str) -> Lease[C] | None:
         """Find the lease of a connection lent by `acquire`; None for one inherited from before a fork."""
@@ -749,13 +755,17 @@ def leave_and_tell(
     self: Lease[C], kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
 ) -> None:
     """Return what a traced lease has, and tell of it: the way out of those of both shells."""
+    claim = self._claim
     try:
         told: bool = self.told  # type: ignore[attr-defined]
-        entry = self._claim.entry if told and self._claim is not None else None
+        entry = claim.entry if told and claim is not None else None
         held = 0.0 if entry is None else time.monotonic() - entry.since
+        claim = None
         Lease.leave(self, kind, error, trace)
     except BaseException as cut:
-        self._claim = None
+        if claim is not None and self._claim is claim:
+            self._claim = None
+        claim = None
         let_go(cut)
         raise
     if entry is not None:

@@ -560,7 +560,7 @@ class AsyncPool(Shell[C]):
             else:
                 await _within(limit, self._connector.reset, conn, limit)
                 self._watch_anew(job.entry)
-            sound = True
+            sound = job.task is Task.CHECK or self._is_clean(conn)
         except Exception as error:
             log.debug("pool %r: %s failed: %r", self.name, job.task.value, error)
         finally:

@@ -21,6 +21,8 @@ class Condition(enum.Enum):
 
     CLEAN = "clean"
     """Proved: protocol idle, nothing in flight, nothing unread, no transaction. It can be lent as it is."""
+    UNPROVED = "unproved"
+    """Whole, and nothing shows; but nobody can tell what its session was told. `reset` makes it as new."""
     DIRTY = "dirty"
     """Whole, but not as it was lent (an open transaction, session settings). `reset` makes it clean."""
     BROKEN = "broken"
@@ -90,7 +92,10 @@ class Connector(Inspector[C], Protocol[C]):
         ...
 
     def reset(self, conn: C, timeout: float) -> None:
-        """Make a dirty connection clean within `timeout` seconds and prove it, or raise; it is not inspected again."""
+        """Make a dirty or unproved connection clean within `timeout` seconds, or raise.
+
+        It is inspected afterwards, and closed if it is still dirty, or broken.
+        """
         ...
 
     def close(self, conn: C) -> None:
@@ -113,7 +118,10 @@ class AsyncConnector(Inspector[C], Protocol[C]):
         ...
 
     async def reset(self, conn: C, timeout: float) -> None:
-        """Make a dirty connection clean within `timeout` seconds and prove it, or raise; it is not inspected again."""
+        """Make a dirty or unproved connection clean within `timeout` seconds, or raise.
+
+        It is inspected afterwards, and closed if it is still dirty, or broken.
+        """
         ...
 
     async def close(self, conn: C) -> None:

@@ -74,16 +74,18 @@ class ThreadLease(Lease[C]):
                             entry.uses += 1
                             return entry.conn
                         self._claim = None
-                    # The slow way begins by settling what this puts back.
-                    core.idle.append(claim)
+                    # The slow way begins by settling what this puts back, and that is not this one's any more.
+                    back, claim = claim, None
+                    core.idle.append(back)
             if self._claim is None:
                 return self._wait()
         except BaseException as cut:
             if self._claim is claim:
                 self._claim = None
-            claim = None
+            back = claim = None  # type: ignore[assignment]
             let_go(cut)
             raise
+        back = None  # type: ignore[assignment]
         raise self._entered()
 
     if TYPE_CHECKING:
@@ -108,7 +110,8 @@ class ThreadLease(Lease[C]):
             self._core = pool._core
             return claim.entry.conn
         except BaseException:
-            self._claim = None
+            if self._claim is claim:
+                self._claim = None
             raise
 
 
@@ -724,7 +727,7 @@ class Pool(Shell[C]):
             else:
                 connector.reset(conn, limit)
                 self._watch_anew(job.entry)
-            sound = True
+            sound = job.task is Task.CHECK or self._is_clean(conn)
         except Exception as error:
             log.debug("pool %r: %s failed: %r", self.name, job.task.value, error)
             sound = False

@@ -71,7 +71,7 @@ MAKING: Final = 0.1
 """Seconds that the making of a connection object, which does no I/O, may take another thread."""
 
 # A member of an Enum takes 50 ns to look up.
-CLEAN, DIRTY, BROKEN = Condition
+CLEAN, UNPROVED, DIRTY, BROKEN = Condition
 
 
 def _nobody() -> None:

@@ -15,12 +15,14 @@ import aiosqlite
 import anyio
 import pytest
 
+from millpond import AsyncPool
 from millpond.connector import AsyncConnector, Condition
 from millpond.connectors.aiosqlite import Aiosqlite
 
-CLEAN, DIRTY, BROKEN = Condition
+CLEAN, UNPROVED, DIRTY, BROKEN = Condition
 
 # Runs until it is interrupted.
+SOME = "with recursive n(x) as (select 1 union all select x + 1 from n where x < {}) select x from n"
 ENDLESS = "with recursive n(x) as (select 1 union all select x + 1 from n) select count(*) from n"
 
 pytestmark = pytest.mark.anyio
@@ -86,6 +88,28 @@ async def test_a_half_read_cursor_breaks_the_connection(connector: Aiosqlite, co
     assert connector.inspect(conn, None) is BROKEN
     await cursor.close()
     assert connector.inspect(conn, None) is CLEAN
+
+
+async def test_a_half_read_cursor_behind_another_change_reaches_nobody(
+    tmp_path: Path, conn: aiosqlite.Connection
+) -> None:
+    """Its snapshot of the database would be the next borrower's, who could not write either."""
+    async with AsyncPool(Aiosqlite(tmp_path / "app.db"), max_size=1) as pool:
+        async with pool.connection() as lent:
+            lent.row_factory = sqlite3.Row
+            await lent.execute(f"insert into work {SOME.format(500)}")
+            held = await lent.execute("select * from work")
+            await held.fetchone()
+        await conn.execute("insert into work values (99)")
+        await conn.commit()
+        for number in range(3):
+            async with pool.connection() as lent:
+                assert list(await lent.execute_fetchall("select count(*) from work")) == [(11 + number,)]
+                await lent.execute("insert into work values (100)")
+                await lent.commit()
+        assert pool.stats().closes == {"reset failed": 1}
+        with pytest.raises(ValueError, match="Connection closed"):
+            await held.close()
 
 
 async def test_what_a_borrower_changed_does_not_reach_the_next(

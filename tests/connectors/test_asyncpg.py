@@ -21,7 +21,7 @@ from millpond.connectors.asyncpg import Asyncpg
 from millpond.testing import Postgres
 from millpond.testing.proxy import Proxy
 
-CLEAN, DIRTY, BROKEN = Condition
+CLEAN, UNPROVED, DIRTY, BROKEN = Condition
 
 Conn = Any  # asyncpg tells a type checker little
 Wire = Callable[[str, int], Proxy]
@@ -166,6 +166,25 @@ async def test_after_a_cancellation_in_mid_query_no_reply_and_no_cancel_request_
         assert connector.inspect(conn, None) is CLEAN
         for _ in range(50):
             assert await conn.fetchval("select $1::int", number) == number
+
+
+async def test_what_a_task_of_the_borrowers_had_waiting_behind_a_cancelled_query_reaches_nobody(
+    postgres: Postgres,
+) -> None:
+    """It begins when the cancellation is over, which is when the reset is."""
+    async with AsyncPool[Conn](Asyncpg(postgres.url), max_size=1) as pool:
+        async with pool.connection() as conn:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.05):
+                    await conn.execute("select pg_sleep(60)")
+            left = asyncio.create_task(conn.fetchval("select pg_sleep(60)"))
+            await asyncio.sleep(0)
+        for _ in range(3):
+            async with pool.connection() as conn:
+                assert await conn.fetchval("select 'mine'") == "mine"
+        assert pool.stats().closes == {"reset failed": 1}
+        with pytest.raises((asyncpg.PostgresConnectionError, asyncpg.InterfaceError)):
+            await left
 
 
 async def test_a_swallowed_timeout_in_mid_query_is_noticed(connector: Asyncpg, conn: Conn) -> None:

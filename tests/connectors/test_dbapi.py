@@ -19,7 +19,7 @@ from millpond.connectors.dbapi import DBAPI
 from millpond.testing import Postgres
 from millpond.testing.proxy import Proxy
 
-CLEAN, DIRTY, BROKEN = Condition
+CLEAN, UNPROVED, DIRTY, BROKEN = Condition
 
 Wire = Callable[[str, int], Proxy]
 
@@ -79,7 +79,7 @@ def test_a_connection_that_tells_nothing_is_rolled_back_after_every_loan(postgre
     with opened(mute) as conn:
         for number in (1, 2):
             conn.cursor().execute("insert into work values (1)")
-            assert connector.inspect(conn, None) is DIRTY
+            assert connector.inspect(conn, None) is UNPROVED
             connector.reset(conn, 5)
             assert len(conn.statements) == number
     assert count(postgres) == [["0"]]
@@ -89,7 +89,7 @@ def test_an_error_of_the_driver_does_not_break_the_connection(mute: DBAPI[Mute])
     with opened(mute) as conn:
         with pytest.raises(psycopg.Error) as failure:
             conn.cursor().execute("select 1 / 0")
-        assert mute.inspect(conn, failure.value) is DIRTY
+        assert mute.inspect(conn, failure.value) is UNPROVED
         mute.reset(conn, 5)
         assert conn.cursor().execute("select 1") is not None
 
@@ -200,7 +200,7 @@ def test_the_drivers_error_is_found_beside_its_connect(monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, "somedriver", driver)
     monkeypatch.setattr(Mute, "__module__", "somedriver.connections")
     connector = DBAPI(functools.partial(Mute, password="hunter2"), user="me", password="hunter2", host="db", port=5)
-    assert connector.inspect(types.SimpleNamespace(), psycopg.OperationalError()) is DIRTY  # type: ignore[arg-type]
+    assert connector.inspect(types.SimpleNamespace(), psycopg.OperationalError()) is UNPROVED  # type: ignore[arg-type]
     assert connector.target == "somedriver://me@db:5"
     assert "hunter2" not in repr(connector)
 

@@ -13,7 +13,7 @@ from millpond import Pool
 from millpond.connector import AsyncConnector, Condition, Connector
 from millpond.connectors.factory import AsyncFactory, Factory, begin
 
-CLEAN, DIRTY, BROKEN = Condition
+CLEAN, UNPROVED, DIRTY, BROKEN = Condition
 
 
 class Thing:
@@ -192,7 +192,7 @@ async def test_any_awaitable_can_be_lent() -> None:
     await connector.reset(conn, 5)
     await connector.close(conn)
     assert called == ["ping", "reset", "close"]
-    assert connector.inspect(conn, None) is DIRTY
+    assert connector.inspect(conn, None) is UNPROVED
     plain = AsyncFactory(Thing)
     assert isinstance(await plain.open(5), Thing)
     assert not plain.provable

@@ -25,7 +25,7 @@ from millpond.connectors.psycopg import AsyncPsycopg, Psycopg
 from millpond.testing import Postgres
 from millpond.testing.proxy import Proxy
 
-CLEAN, DIRTY, BROKEN = Condition
+CLEAN, UNPROVED, DIRTY, BROKEN = Condition
 
 Conn = psycopg.Connection[TupleRow]
 Wire = Callable[[str, int], Proxy]
@@ -371,7 +371,7 @@ def test_a_connection_class_makes_the_connections(postgres: Postgres, reset: Lit
     with opened(connector) as conn:
         assert isinstance(conn, Mine)
         connector.reset(conn, 5)
-        left = DIRTY if reset == "session" else CLEAN
+        left = UNPROVED if reset == "session" else CLEAN
         assert connector.inspect(conn, None) is left
         conn.add_notice_handler(lambda diagnostic: None)
         conn.execute("select 1")
@@ -451,11 +451,11 @@ def test_a_session_reset_leaves_nothing_of_the_session(postgres: Postgres) -> No
             assert conn.execute("select 1 + %s", [1]).fetchone() == (2,)
 
 
-def test_with_session_reset_every_loan_ends_dirty(postgres: Postgres) -> None:
+def test_with_session_reset_every_loan_ends_unproved(postgres: Postgres) -> None:
     connector = Psycopg(postgres.url, reset="session")
     with opened(connector) as conn:
         for _ in range(3):
-            assert connector.inspect(conn, None) is DIRTY
+            assert connector.inspect(conn, None) is UNPROVED
             connector.reset(conn, 5)
 
 
@@ -486,7 +486,7 @@ async def test_a_session_reset_by_a_task_leaves_nothing_of_the_session(postgres:
         await conn.execute("set statement_timeout = 12345")
         await conn.execute("select pg_advisory_lock(42)")
         await conn.commit()
-        assert connector.inspect(conn, None) is DIRTY
+        assert connector.inspect(conn, None) is UNPROVED
         await connector.reset(conn, 5)
         left = await (await conn.execute(LEFT)).fetchone()
         assert left is not None

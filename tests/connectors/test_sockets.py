@@ -18,7 +18,7 @@ from millpond.connector import AsyncConnector, Condition, Connector
 from millpond.connectors.sockets import AsyncSocket, Socket
 from millpond.testing.proxy import Proxy
 
-CLEAN, DIRTY, BROKEN = Condition
+CLEAN, UNPROVED, DIRTY, BROKEN = Condition
 
 
 class Peer:

@@ -15,7 +15,7 @@ from millpond import ConnectFailed, Pool
 from millpond.connector import Condition, Connector
 from millpond.connectors.sqlite import Sqlite
 
-CLEAN, DIRTY, BROKEN = Condition
+CLEAN, UNPROVED, DIRTY, BROKEN = Condition
 
 
 @pytest.fixture
@@ -112,6 +112,35 @@ def test_what_a_borrower_changed_does_not_reach_the_next(
     assert getattr(conn, name) == before
 
 
+HIDDEN: dict[str, Callable[[sqlite3.Connection], object]] = {
+    "row_factory": lambda conn: setattr(conn, "row_factory", sqlite3.Row),
+    "text_factory": lambda conn: setattr(conn, "text_factory", bytes),
+    "an open transaction": lambda conn: conn.execute("insert into work values (7)"),
+}
+
+
+@pytest.mark.parametrize("what", HIDDEN)
+def test_a_half_read_cursor_behind_another_change_reaches_nobody(
+    path: Path, conn: sqlite3.Connection, what: str
+) -> None:
+    """Its snapshot of the database would be the next borrower's, who could not write either."""
+    with Pool(Sqlite(path), max_size=1) as pool:
+        with pool.connection() as lent:
+            HIDDEN[what](lent)
+            held = lent.execute("select * from work")
+            held.fetchone()
+        conn.execute("insert into work values (99)")
+        conn.commit()
+        for number in range(3):
+            with pool.connection() as lent:
+                assert lent.execute("select count(*) from work").fetchone() == (11 + number,)
+                lent.execute("insert into work values (100)")
+                lent.commit()
+        assert pool.stats().closes == {"reset failed": 1}
+    with pytest.raises(sqlite3.ProgrammingError):
+        held.fetchone()
+
+
 def test_what_the_connector_was_told_is_not_taken_for_a_change(path: Path) -> None:
     connector = Sqlite(path, row_factory=sqlite3.Row, isolation_level=None, detect_types=sqlite3.PARSE_COLNAMES)
     conn = connector.open(5)
@@ -131,13 +160,13 @@ if sys.version_info >= (3, 12):
         path: Path, conn: sqlite3.Connection, autocommit: bool
     ) -> None:
         connector = Sqlite(path, autocommit=autocommit)
-        at_rest = CLEAN if autocommit else DIRTY  # without autocommit a transaction is always open
+        at_rest = CLEAN if autocommit else UNPROVED  # without autocommit a transaction is always open
         ours = connector.open(5)
         assert ours.autocommit is autocommit
         if autocommit:
             ours.execute("begin")
         ours.execute("delete from work")
-        assert connector.inspect(ours, None) is DIRTY
+        assert connector.inspect(ours, None) is (DIRTY if autocommit else UNPROVED)
         connector.reset(ours, 5)
         assert connector.inspect(ours, None) is at_rest
         assert conn.execute("select count(*) from work").fetchone() == (10,)
@@ -155,7 +184,7 @@ if sys.version_info >= (3, 12):
         conn.execute("delete from work")
         conn.commit()
         assert ours.execute("select count(*) from work").fetchone() == (0,)
-        assert connector.inspect(ours, None) is DIRTY
+        assert connector.inspect(ours, None) is UNPROVED
         connector.close(ours)
 
 else:

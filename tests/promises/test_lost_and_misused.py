@@ -14,7 +14,7 @@ from typing import Any
 import anyio
 import pytest
 
-from millpond import AsyncPool, Misuse, Pool, PoolClosed
+from millpond import AsyncPool, Misuse, Pool, PoolClosed, PoolTimeout
 from millpond.testing import AsyncFakeConnector, FakeConnection, FakeConnector
 
 from .patience import LOOPS, Loop, assert_whole, assert_whole_async, run, until, until_seen
@@ -219,6 +219,50 @@ def test_entering_a_lease_that_is_entered_is_misuse_and_the_first_loan_goes_on(*
         with lease as again:
             assert not again.parted
         assert_whole(pool, 2)
+
+
+def test_a_kept_misuse_keeps_nothing_of_others() -> None:
+    with Pool(FakeConnector(), max_size=2) as pool:
+        assert_whole(pool, 2)
+        lease = pool.connection()
+        with lease:
+            with pytest.raises(Misuse) as kept:
+                lease.__enter__()
+            # It is lent what the misuse has put back, and is lost.
+            other = pool.connection()
+            other.__enter__()
+            del other
+            until(lambda: pool.stats().closes == {"lost": 1})
+        assert "entered" in str(kept.value)
+        assert_whole(pool, 2)
+
+
+def test_who_fails_to_enter_a_lease_or_to_leave_it_takes_nothing_from_who_has_entered_it_meanwhile() -> None:
+    with Pool(FakeConnector(), max_size=1) as pool, ThreadPoolExecutor(1) as executor:
+        assert_whole(pool, 1)
+        lease = pool.connection(0.2)
+        # One is about to wait, after it has put back what needed another look.
+        (claim,) = pool._core.idle
+        claim.entry.good_until = 0.0
+        del claim
+        wait = pool._wait
+        asked: list[float | None] = []
+        entered: list[FakeConnection] = []
+
+        def late(timeout: float | None) -> Any:
+            asked.append(timeout)
+            if len(asked) == 1:
+                entered.append(executor.submit(lease.__enter__).result(30))
+            return wait(timeout)
+
+        pool._wait = late  # type: ignore[method-assign]
+        with pytest.raises((Misuse, PoolTimeout)):
+            lease.__enter__()
+        assert not entered[0].parted
+        lease.__exit__(None, None, None)
+        del pool._wait
+        assert_whole(pool, 1)
+        assert pool.stats().closes == {}
 
 
 def test_two_threads_that_wait_to_enter_one_lease_are_served_one_after_the_other() -> None:

@@ -9,8 +9,12 @@ from typing import Any
 
 import pytest
 import redis
+from redis.connection import PythonRespSerializer
 
+from millpond import Pool
 from millpond.connectors import _tally
+from millpond.connectors.redis import Redis
+from millpond.testing import Valkey
 
 from .conftest import Face
 
@@ -210,6 +214,88 @@ def test_a_command_is_judged_by_what_is_sent_whatever_somebody_else_has_written_
             conn = face.borrow(pool)
             assert face.number(conn) != former, command
             face.give_back(pool, conn)
+
+
+HIDING: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {
+    "nothing": (("", "PING"), ("", "SELECT", 1)),
+    "a space": ((b" ", "PING"), (b" ", "SELECT", 1)),
+}
+
+
+@pytest.mark.parametrize("name", HIDING)
+def test_a_name_that_leaves_the_command_to_what_follows_is_judged_each_time(face: Face, name: str) -> None:
+    pool = face.pool(max_connections=1)
+    conn = face.borrow(pool)
+    former = face.number(conn)
+    harmless, spoiling = HIDING[name]
+    face.ask(conn, *harmless)
+    face.give_back(pool, conn)
+    conn = face.borrow(pool)
+    assert face.number(conn) == former
+    face.ask(conn, *spoiling)
+    face.give_back(pool, conn)
+    conn = face.borrow(pool)
+    assert face.number(conn) != former
+    face.give_back(pool, conn)
+
+
+def test_a_command_of_two_words_that_was_packed_by_hand_does_not_hide_another(face: Face) -> None:
+    pool = face.pool(max_connections=1)
+    conn = face.borrow(pool)
+    by_hand(b"*1\r\n$8\r\nSELECT 1\r\n")(face, conn)
+    read_error(face, conn)
+    former = face.number(conn)
+    face.ask(conn, b"SELECT 1")
+    face.give_back(pool, conn)
+    conn = face.borrow(pool)
+    assert face.number(conn) != former
+    face.give_back(pool, conn)
+
+
+def test_what_is_changed_after_it_was_packed_hides_nothing(face: Face) -> None:
+    pool = face.pool(max_connections=1)
+    conn = face.borrow(pool)
+    former = face.number(conn)
+    commands: list[list[Any]] = [["PING"], ["SELECT", 1]]
+    data = conn.pack_commands(commands)
+    commands[1][:] = ["PING"]
+    face.run(conn.send_packed_command(data))
+    read(2)(face, conn)
+    face.give_back(pool, conn)
+    conn = face.borrow(pool)
+    assert face.number(conn) != former
+    former = face.number(conn)
+    data = conn.pack_commands([["PING"]])
+    data[:] = conn.pack_command("SELECT", 1)
+    face.run(conn.send_packed_command(data))
+    face.read(conn)
+    face.give_back(pool, conn)
+    conn = face.borrow(pool)
+    assert face.number(conn) != former
+    face.give_back(pool, conn)
+
+
+class Renaming:
+    """A packer that sends other names than are written."""
+
+    def __init__(self, **names: str) -> None:
+        self.names = names
+        self.packer = PythonRespSerializer(6000, redis._parsers.Encoder("utf-8", "strict", False).encode)
+
+    def pack(self, *words: Any) -> list[bytes]:
+        packed: list[bytes] = self.packer.pack(self.names.get(words[0], words[0]), *words[1:])
+        return packed
+
+
+def test_what_one_packer_sends_tells_nothing_of_what_another_sends(valkey: Valkey) -> None:
+    for name, kept in (("GET", True), ("SELECT", False), ("GET", True)):
+        with Pool(Redis(valkey.url, command_packer=Renaming(USE=name)), max_size=1) as pool:
+            for _ in range(2):
+                with pool.connection() as conn:
+                    conn.send_command("USE", 1)
+                    conn.read_response()
+                with pool.connection() as again:
+                    assert (again is conn) is kept
 
 
 def test_names_that_never_end_cost_no_memory_and_no_speed_of_others(face: Face) -> None:

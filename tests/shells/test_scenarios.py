@@ -252,6 +252,21 @@ async def test_a_reset_that_fails_closes_the_connection(make: Make) -> None:
     assert shell.fake.abandoned == [conn]
 
 
+async def test_a_reset_that_leaves_a_connection_as_it_was_closes_it(make: Make) -> None:
+    """Whatever a connector's reset believes: what comes out of it is inspected."""
+
+    class Stained(FakeConnection):
+        dirty = property(lambda _: True, lambda _, __: None)
+
+    shell = make(max_size=1)
+    async with shell.lent() as conn:
+        conn.__class__ = Stained
+    async with shell.lent() as other:
+        assert other is not conn
+    assert shell.pool.stats().closes == {"reset failed": 1}
+    assert shell.fake.abandoned == [conn]
+
+
 async def test_of_what_cannot_be_proved_an_error_is_proof_enough_to_close_it(make: Make) -> None:
     shell = make(max_size=1, provable=False)
     with pytest.raises(RuntimeError, match="in the block"):

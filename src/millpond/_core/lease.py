@@ -89,16 +89,18 @@ class Lease(_Base[C]):
                             entry.uses += 1
                             return entry.conn
                         self._claim = None
-                    # The slow way begins by settling what this puts back.
-                    core.idle.append(claim)
+                    # The slow way begins by settling what this puts back, and that is not this one's any more.
+                    back, claim = claim, None
+                    core.idle.append(back)
             if self._claim is None:
                 return self._wait()
         except BaseException as cut:
             if self._claim is claim:
                 self._claim = None
-            claim = None
+            back = claim = None  # type: ignore[assignment]
             let_go(cut)
             raise
+        back = None  # type: ignore[assignment]
         raise self._entered()
 
     def _entered(self) -> Exception:
@@ -136,7 +138,7 @@ class Lease(_Base[C]):
                     return
             self._pool._return(claim, error)  # type: ignore[arg-type]
         except BaseException as cut:
-            claim = self._claim = None
+            claim = None
             let_go(cut)
             if isinstance(cut, AttributeError) and "entry" not in locals():
                 raise self._pool._misused("got back a lease that is not entered", "enter and leave each once") from None

@@ -19,6 +19,7 @@ from weakref import ref
 from redis import exceptions
 from redis.asyncio.connection import AbstractConnection as AsyncConnection
 from redis.connection import AbstractConnection as Connection
+from redis.connection import HiredisRespSerializer, PythonRespSerializer
 
 from millpond import _watcher
 from millpond.connectors.factory import cut
@@ -51,8 +52,9 @@ MOST_NAMES: Final = 4096
 _harmless: Final[set[str | bytes]] = set()
 """Names of commands, as somebody wrote them, that do nothing to a session: the quickest there is to look at.
 
-Whoever is found here was judged by what was sent. Only what is `PLAIN` is looked for.
+Whatever is found here was judged by what was sent. Only what is `PLAIN`, and one word, is ever put here or looked for.
 """
+PACKERS: Final = (HiredisRespSerializer, PythonRespSerializer)
 PLAIN: Final[frozenset[type]] = frozenset({str, bytes})
 """What is sent as it is written. What is derived from it may be sent as something else, as members of enumerations."""
 
@@ -75,8 +77,11 @@ class Tally:
     """Which command was ASKING."""
     _ending_at = 0
     """Which command was to end a transaction or a WATCH."""
-    _packed: tuple[object, Sequence[Command]] | None = None
-    """What `pack_commands` has made, and of what."""
+    _packed: tuple[list[object], int, list[tuple[int, object, Sequence[bytes]]]] | None = None
+    """What `pack_commands` has made, of how many commands, and which of them are to be judged: the number, the name as
+    it was written, and the first words that are sent."""
+    _known: set[str | bytes] = _harmless
+    """The names of which it is known that they are harmless as this connection packs them."""
     _token: object = None
     """What it was authenticated with last, where tokens are rotated."""
     _unread: Callable[[], object]
@@ -94,16 +99,28 @@ class Tally:
         _receive: Callable[..., Any]
         """The connection's own `read_response`."""
 
+    def note_packer(self) -> None:
+        """Note whether commands are packed as redis-py does it: a packer of one's own may send a name as another."""
+        packer = getattr(self, "_command_packer", None)
+        if packer is not None and type(packer) not in PACKERS:
+            self._known = set()
+
     def mark_for_reconnect(self) -> None:
         """Have the connection closed when it comes back."""
         self._session |= SPOILT
         super().mark_for_reconnect()  # type: ignore[misc]
 
     def pack_commands(self, commands: Iterable[Command]) -> object:
-        """Pack commands, and remember which, until they are sent."""
-        given = list(commands)
-        packed: object = super().pack_commands(given)  # type: ignore[misc]
-        self._packed = packed, given
+        """Pack commands, and remember until they are sent what is to be noted of them."""
+        given = [tuple(command) for command in commands]
+        packed: list[object] = super().pack_commands(given)  # type: ignore[misc]
+        known = self._known
+        marked = [
+            (number, command[0], next(unpacked(self.pack_command(*command[:2]))))
+            for number, command in enumerate(given, 1)
+            if type(command[0]) not in PLAIN or command[0] not in known
+        ]
+        self._packed = list(packed), len(given), marked
         return packed
 
     def _begin(self) -> None:
@@ -121,15 +138,17 @@ class Tally:
         """Count and heed commands that have been packed; return them in pieces."""
         pieces: list[str | bytes] = [packed] if isinstance(packed, (str, bytes)) else list(packed)
         remembered, self._packed = self._packed, None
-        if remembered is not None and remembered[0] is packed:
-            for command in remembered[1]:
-                self._asked += 1
-                if type(command[0]) not in PLAIN or command[0] not in _harmless:
-                    self._heed(command[0], self.pack_command(*command))
+        if remembered is not None and remembered[0] == pieces:
+            _, count, marked = remembered
+            before = self._asked
+            for number, given, words in marked:
+                self._asked = before + number
+                self._judge(given, words)
+            self._asked = before + count
         else:
             for words in unpacked(pieces):
                 self._asked += 1
-                if words[0] not in _harmless:
+                if words[0] not in self._known:
                     self._judge(words[0], words)
         return pieces
 
@@ -139,7 +158,7 @@ class Tally:
             self._judge(given, words)
 
     def _judge(self, given: object, words: Sequence[bytes]) -> None:
-        """Judge a command by the first two words that are sent."""
+        """Judge the command that was counted last by the first two words that are sent."""
         name, subcommand, *_ = *(word.upper() for word in words), b"", b""
         if name in OPENS:
             self._session |= OPENS[name]
@@ -153,11 +172,11 @@ class Tally:
                 self._session |= SPOILT
         elif name in SPOILS or not name:
             self._session |= SPOILT
-        elif type(given) in PLAIN:
-            if len(_harmless) >= MOST_NAMES:
-                # Arguments that were written into the name, as in "GET user:17".
-                _harmless.clear()
-            _harmless.add(given)  # type: ignore[arg-type]
+        elif isinstance(given, (str, bytes)) and type(given) in PLAIN and given.split() == [given]:
+            # Of one that is empty, or of several words, something else is a part of the name, too.
+            if len(self._known) >= MOST_NAMES:
+                self._known.clear()
+            self._known.add(given)
 
     def _hear(self, error: exceptions.ResponseError) -> None:
         """Count a reply that is an error."""
@@ -230,7 +249,7 @@ class SyncTally(Tally):
         if not self._sock or self.health_check_interval:
             self._get_ready(kwargs.get("check_health", True))
         self._asked += 1
-        if type(args[0]) not in PLAIN or args[0] not in _harmless:
+        if type(args[0]) not in PLAIN or args[0] not in self._known:
             self._heed(args[0], packed)
         self._send(packed, False)
 
@@ -345,7 +364,7 @@ class AsyncTally(Tally):
         if self._writer is None or self.health_check_interval:
             await self._get_ready(kwargs.get("check_health", True))
         self._asked += 1
-        if type(args[0]) not in PLAIN or args[0] not in _harmless:
+        if type(args[0]) not in PLAIN or args[0] not in self._known:
             self._heed(args[0], packed)
         if self._sends_plainly:
             # As redis-py does, but without the task that its time limit is on Python 3.11, if nothing has to wait.
@@ -461,6 +480,8 @@ def tallied(cls: type) -> type:
                 "_receive": cls.read_response,
                 "_sends_plainly": cls.send_packed_command is base.send_packed_command,
             }
+            if cls.pack_command is not base.pack_command:
+                members["_known"] = set()
             if cls.send_command is not base.send_command:
                 # It has its own way to send. What comes of it is counted when it is packed.
                 members["send_command"] = cls.send_command

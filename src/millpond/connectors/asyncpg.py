@@ -33,7 +33,7 @@ except ImportError as _missing:
 __all__ = ["Asyncpg"]
 
 # A member of an Enum takes 50 ns to look up, and this is the hot path.
-CLEAN, DIRTY, BROKEN = Condition
+CLEAN, UNPROVED, DIRTY, BROKEN = Condition
 # SQLSTATE read_only_sql_transaction. A primary that was demoted goes on answering, and its name may lead elsewhere by
 # now: a connection on which a borrower failed so is not kept.
 _READ_ONLY = "25006"
@@ -118,7 +118,7 @@ class Asyncpg:
         ):
             return DIRTY
         # Nobody can tell what a session was told.
-        return DIRTY if self._session else CLEAN
+        return UNPROVED if self._session else CLEAN
 
     def alive(self, conn: asyncpg.Connection) -> bool:
         """Tell whether the connection is open and nothing, not even a hang-up, waits to be read by the loop."""
@@ -145,6 +145,7 @@ class Asyncpg:
         async with asyncio.timeout(timeout):
             protocol: Any = conn._protocol
             if awaited := _awaited(protocol):
+                # What a task of the borrower's had waiting behind that begins now, and is found when this is inspected.
                 done, _ = await asyncio.wait(awaited)
                 for future in done:
                     future.result()  # raises what became of the cancel request, if it failed

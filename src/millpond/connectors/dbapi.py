@@ -96,7 +96,7 @@ class DBAPI(Factory[C]):
             return {0: Condition.CLEAN, 2: Condition.DIRTY, 3: Condition.DIRTY}.get(status, Condition.BROKEN)
         if isinstance(in_transaction, bool):
             return Condition.DIRTY if in_transaction else Condition.CLEAN
-        return Condition.DIRTY
+        return Condition.UNPROVED
 
     def descriptor(self, conn: object) -> int | None:
         """Return the socket's descriptor, or None if the driver does not show it."""

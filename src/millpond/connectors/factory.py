@@ -50,7 +50,7 @@ class _Inspection(Generic[C]):
             return self._inspect(conn, error)
         if error is not None:
             return Condition.BROKEN
-        return Condition.CLEAN if self._reset is None else Condition.DIRTY
+        return Condition.CLEAN if self._reset is None else Condition.UNPROVED
 
     def alive(self, conn: C) -> bool:
         """Tell whether the socket shows no hang-up and nothing unread; True if there is no socket."""

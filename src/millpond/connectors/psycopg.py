@@ -55,7 +55,7 @@ S = TypeVar("S")
 T = TypeVar("T")
 
 # This is the hot path: an IntEnum takes three times as long to compare, and a member of an Enum 50 ns to look up.
-CLEAN, DIRTY, BROKEN = Condition
+CLEAN, UNPROVED, DIRTY, BROKEN = Condition
 _IDLE = int(pq.TransactionStatus.IDLE)
 _OPEN = (int(pq.TransactionStatus.INTRANS), int(pq.TransactionStatus.INERROR))
 # SQLSTATE read_only_sql_transaction. A primary that was demoted goes on answering, and its name may lead elsewhere by
@@ -220,7 +220,7 @@ class _Inspection(Generic[C]):
         ):
             return DIRTY
         # Nobody can tell what a session was told.
-        return DIRTY if self._session else CLEAN
+        return UNPROVED if self._session else CLEAN
 
     def alive(self, conn: C) -> bool:
         """Tell whether the connection is idle and nothing, not even a hang-up, waits to be read."""

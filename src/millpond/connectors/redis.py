@@ -49,7 +49,7 @@ __all__ = ["AsyncRedis", "Redis", "decline_maintenance", "target_of"]
 C = TypeVar("C", bound="Connection | AsyncConnection")
 
 # A member of an Enum takes 50 ns to look up, and this is the hot path.
-CLEAN, DIRTY, BROKEN = Condition
+CLEAN, UNPROVED, DIRTY, BROKEN = Condition
 
 _PASSING: Final = (
     exceptions.ClusterDownError,  # of which MASTERDOWN is one
@@ -157,6 +157,7 @@ class _Inspection(Generic[C]):
         """Make a connection that keeps its record."""
         conn: Any = self._make()
         conn.__class__ = tallied(type(conn))  # type: ignore[arg-type] # mypy takes no class for hashable
+        conn.note_packer()
         made: C = conn
         return made
 

@@ -23,7 +23,7 @@ from millpond.connector import Condition
 __all__ = ["InheritedDatabase", "Sqlite"]
 
 # A member of an Enum takes 50 ns to look up, and this is the hot path.
-CLEAN, DIRTY, BROKEN = Condition
+CLEAN, UNPROVED, DIRTY, BROKEN = Condition
 
 IsolationLevel: TypeAlias = Literal["DEFERRED", "IMMEDIATE", "EXCLUSIVE"] | None
 
@@ -147,10 +147,11 @@ class Sqlite:
     def inspect(self, conn: sqlite3.Connection, error: BaseException | None) -> Condition:
         """Look for an open transaction, a half-read cursor and changed attributes; takes about 1 µs."""
         try:
-            if conn.in_transaction:
-                return DIRTY  # with autocommit=False there always is one
+            # With autocommit=False there always is a transaction.
+            condition = UNPROVED if self._autocommit is False else CLEAN
             if (
-                conn.row_factory is not self._row_factory
+                (conn.in_transaction and condition is CLEAN)
+                or conn.row_factory is not self._row_factory
                 or conn.text_factory is not str
                 or conn.isolation_level != self._isolation_level
                 or (self._autocommit is not None and _autocommit(conn) is not self._autocommit)
@@ -162,7 +163,7 @@ class Sqlite:
             conn.execute("SELECT 1").close()
         except sqlite3.Error:
             return BROKEN  # closed, or a half-read cursor
-        return CLEAN
+        return condition
 
     def alive(self, conn: sqlite3.Connection) -> bool:
         """Tell whether the path still leads to the file that the connection has open."""
