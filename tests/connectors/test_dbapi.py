@@ -14,6 +14,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from millpond import Pool
 from millpond.connector import Condition, Connector
 from millpond.connectors.dbapi import DBAPI
 from millpond.testing import Postgres
@@ -239,3 +240,21 @@ class DriverError(Exception):
 )
 def test_a_refusal_is_told_from_a_failure(error: Exception, refused: bool) -> None:
     assert DBAPI(Mute, errors=DriverError).refused(error) is refused
+
+
+if sys.version_info >= (3, 12):
+
+    @pytest.mark.parametrize("autocommit", [True, False, sqlite3.LEGACY_TRANSACTION_CONTROL])
+    def test_sqlite_is_kept_whatever_controls_its_transactions(tmp_path: Path, autocommit: Any) -> None:
+        path = tmp_path / "app.db"
+        with contextlib.closing(sqlite3.connect(path)) as conn:
+            conn.execute("create table work (x int)")
+        connector = DBAPI(sqlite3.connect, path, autocommit=autocommit, check_same_thread=False)
+        with Pool(connector, max_size=1) as pool:
+            for _ in range(5):
+                with pool.connection() as conn:
+                    conn.execute("insert into work values (1)")
+            assert (pool.stats().opens, pool.stats().closes) == (1, {})
+            with pool.connection() as conn:
+                (rows,) = conn.execute("select count(*) from work").fetchone()
+                assert rows == (5 if autocommit is True else 0)

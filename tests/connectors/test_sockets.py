@@ -14,6 +14,7 @@ import pytest
 import trustme
 from anyio.abc import ByteStream, SocketAttribute
 
+from millpond import Pool
 from millpond.connector import AsyncConnector, Condition, Connector
 from millpond.connectors.sockets import AsyncSocket, Socket
 from millpond.testing.proxy import Proxy
@@ -215,6 +216,17 @@ def test_a_changed_timeout_does_not_reach_the_next(peer: Peer, tls: bool, trusti
     assert connector.inspect(conn, None) is CLEAN
     assert conn.gettimeout() == 7
     connector.close(conn)
+
+
+@pytest.mark.parametrize("limit", [1 / 3, 10 / 7, 0.1, 2, None])
+def test_a_timeout_that_python_keeps_less_exactly_is_no_change(peer: Peer, limit: float | None) -> None:
+    with Pool(Socket("127.0.0.1", peer.port, socket_timeout=limit), max_size=1) as pool:
+        for _ in range(5):
+            with pool.connection():
+                pass
+            with pool.connection() as conn:
+                conn.settimeout(7)
+        assert (pool.stats().opens, pool.stats().closes) == (1, {})
 
 
 def test_closing_says_goodbye(connector: Socket, peer: Peer) -> None:

@@ -112,6 +112,15 @@ def test_what_a_borrower_changed_does_not_reach_the_next(
     assert getattr(conn, name) == before
 
 
+@pytest.mark.parametrize("level", ["deferred", "IMMEDIATE", "", None])
+def test_sqlites_own_words_for_an_isolation_level_are_no_change(path: Path, level: Any) -> None:
+    with Pool(Sqlite(path, isolation_level=level), max_size=1) as pool:
+        for _ in range(5):
+            with pool.connection() as conn:
+                conn.row_factory = sqlite3.Row
+        assert (pool.stats().opens, pool.stats().closes) == (1, {})
+
+
 HIDDEN: dict[str, Callable[[sqlite3.Connection], object]] = {
     "row_factory": lambda conn: setattr(conn, "row_factory", sqlite3.Row),
     "text_factory": lambda conn: setattr(conn, "text_factory", bytes),
@@ -176,6 +185,15 @@ if sys.version_info >= (3, 12):
         assert connector.inspect(ours, None) is at_rest
         assert ours.autocommit is autocommit
         connector.close(ours)
+
+    @pytest.mark.parametrize("autocommit", [True, False])
+    def test_the_transaction_control_of_a_borrower_does_not_reach_the_next(path: Path, autocommit: bool) -> None:
+        with Pool(Sqlite(path), max_size=1) as pool:
+            for _ in range(3):
+                with pool.connection() as conn:
+                    assert conn.autocommit == sqlite3.LEGACY_TRANSACTION_CONTROL
+                    conn.autocommit = autocommit
+            assert (pool.stats().opens, pool.stats().closes) == (1, {})
 
     def test_an_implicit_transaction_takes_no_snapshot_before_the_loan(path: Path, conn: sqlite3.Connection) -> None:
         connector = Sqlite(path, autocommit=False)

@@ -95,6 +95,9 @@ class DBAPI(Factory[C]):
         if isinstance(status, int):
             return {0: Condition.CLEAN, 2: Condition.DIRTY, 3: Condition.DIRTY}.get(status, Condition.BROKEN)
         if isinstance(in_transaction, bool):
+            sqlite3 = sys.modules.get("sqlite3")
+            if sqlite3 and isinstance(conn, sqlite3.Connection) and getattr(conn, "autocommit", None) is False:
+                return Condition.UNPROVED  # there always is a transaction
             return Condition.DIRTY if in_transaction else Condition.CLEAN
         return Condition.UNPROVED
 

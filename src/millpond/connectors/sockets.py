@@ -57,7 +57,7 @@ class Socket:
         self._host, self._port = host, port
         self._context = _context(tls, context)
         self._server_hostname = server_hostname or host
-        self._socket_timeout = socket_timeout
+        self._socket_timeout = self._kept_timeout = socket_timeout
         self.target: str = place("tls" if tls else "tcp", host=host, port=port)
 
     def __repr__(self) -> str:
@@ -83,6 +83,8 @@ class Socket:
                     sock.settimeout(max(0.001, end - monotonic()))
                     sock = self._context.wrap_socket(sock, server_hostname=self._server_hostname)
                 sock.settimeout(self._socket_timeout)
+                # Python keeps it to a billionth of a second.
+                self._kept_timeout = sock.gettimeout()
             except OSError as exc:
                 sock.close()
                 failure = exc
@@ -98,7 +100,7 @@ class Socket:
         """Look for an exception, a hang-up and unread bytes; a changed timeout is put back by `reset`."""
         if error is not None or not self.alive(conn):
             return Condition.BROKEN
-        return Condition.CLEAN if conn.gettimeout() == self._socket_timeout else Condition.DIRTY
+        return Condition.CLEAN if conn.gettimeout() == self._kept_timeout else Condition.DIRTY
 
     def alive(self, conn: socket.socket) -> bool:
         """Tell whether the socket is open, the peer has not hung up, and nothing is unread."""

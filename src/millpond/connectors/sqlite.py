@@ -88,7 +88,8 @@ class Sqlite:
         self._path = os.fspath(database)
         self._busy_timeout = busy_timeout
         self._autocommit = autocommit
-        self._isolation_level: IsolationLevel = isolation_level
+        # As sqlite3 says it when it is asked.
+        self._isolation_level: Any = isolation_level.upper() if isinstance(isolation_level, str) else isolation_level
         self._row_factory = row_factory
         self._detect_types = detect_types
         # sqlite3.Connection cannot be weakly referenced, so these are kept by id, from open to close.
@@ -154,7 +155,7 @@ class Sqlite:
                 or conn.row_factory is not self._row_factory
                 or conn.text_factory is not str
                 or conn.isolation_level != self._isolation_level
-                or (self._autocommit is not None and _autocommit(conn) is not self._autocommit)
+                or _autocommit(conn) != (_LEGACY if self._autocommit is None else self._autocommit)
             ):
                 return DIRTY
             # An interrupt does nothing if no statement is under way; but if one is, every statement fails from now on
@@ -185,6 +186,8 @@ class Sqlite:
         elif conn.in_transaction:
             conn.execute("ROLLBACK").close()  # with autocommit=True sqlite3's own rollback() does nothing
         self._restore(conn)
+        if conn.in_transaction and self._autocommit is not False:
+            conn.execute("ROLLBACK").close()  # the borrower's autocommit=False had begun another
 
     def close(self, conn: sqlite3.Connection) -> None:
         """Close the connection; the last one to a WAL file writes its log back, which may take a while."""
@@ -219,7 +222,7 @@ class Sqlite:
         conn.text_factory = str
         conn.isolation_level = self._isolation_level
         if sys.version_info >= (3, 12):
-            conn.autocommit = sqlite3.LEGACY_TRANSACTION_CONTROL if self._autocommit is None else self._autocommit
+            conn.autocommit = _LEGACY if self._autocommit is None else self._autocommit
 
     def _inode(self) -> tuple[int, int] | None:
         if self._file is None:
@@ -246,6 +249,10 @@ def _use_wal(conn: sqlite3.Connection, deadline: float) -> None:
             sleep(0.001)
         else:
             return
+
+
+_LEGACY: Any = getattr(sqlite3, "LEGACY_TRANSACTION_CONTROL", None)
+"""What `autocommit` is unless it is given: from Python 3.12 on; before that there is none."""
 
 
 def _autocommit(conn: sqlite3.Connection) -> object:
