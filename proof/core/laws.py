@@ -278,8 +278,8 @@ def check_calm(world: World) -> None:
         if missing > 0 and not core.closing and core.outage is None:
             raise Violation("fewer than min_size connections are open, and nobody opens more")
         alert = core.share is not None and core.share.alert
-        alert = alert or core.forking > 0
-        reason = core.paused or core.closing or core.line or alert or len(core.entries) > core.settings.max_size
+        too_many = len(core.entries) > core.settings.max_size
+        reason = core.paused or core.closing or core.forking or core.line or alert or too_many
         if core.gate and not reason:
             raise Violation("the gate is up for no reason")
 

@@ -449,9 +449,8 @@ class Shell(ABC, Generic[C]):
 
     def _scuttle(self) -> None:
         """Free the connections of a pool that nobody can use any more, or that was closed and then dropped at once."""
-        if self._pid != os.getpid():
-            # In a child whose hooks were cut short they are the parent's.
-            self._after_fork_in_child()
+        # In a child whose hooks were cut short they are the parent's.
+        self._after_fork_in_child()
         for entry in self._core.forsake():
             with suppress(Exception):
                 self._unwatch(entry)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 import math
-import os
 import sys
 import weakref
 from collections import deque
@@ -423,8 +422,7 @@ class AsyncPool(Shell[C]):
     # Waiting.
 
     def _waiter(self, timeout: float | None) -> AsyncWaiter[C]:
-        if self._pid != os.getpid():
-            self._after_fork_in_child()
+        self._after_fork_in_child()  # if the hooks were cut short
         now = monotonic()
         limit = self._settings.timeout if timeout is None else timeout
         owner = self._core.whoami()

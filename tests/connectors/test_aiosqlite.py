@@ -21,8 +21,8 @@ from millpond.connectors.aiosqlite import Aiosqlite
 
 CLEAN, UNPROVED, DIRTY, BROKEN = Condition
 
-# Runs until it is interrupted.
 SOME = "with recursive n(x) as (select 1 union all select x + 1 from n where x < {}) select x from n"
+# Runs until it is interrupted.
 ENDLESS = "with recursive n(x) as (select 1 union all select x + 1 from n) select count(*) from n"
 
 pytestmark = pytest.mark.anyio

@@ -1014,6 +1014,18 @@ def test_nothing_is_opened_until_a_fork_is_over() -> None:
     bench.check()
 
 
+def test_before_a_fork_every_borrow_looks_further_until_it_is_over() -> None:
+    bench = Bench(max_size=1)
+    bench.stock(1)
+    bench.core.shut(bench.now)
+    assert bench.core.gate
+    bench.core.settle(bench.now)
+    assert bench.core.gate
+    bench.core.rejoin(bench.now)
+    assert not bench.core.gate
+    bench.check()
+
+
 def test_a_fork_whose_end_nobody_tells_is_over_after_two_ticks() -> None:
     bench = Bench(max_size=1)
     bench.core.part(bench.now)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import textwrap
+from .children import run_program
 
 PROGRAM = """
     import atexit, logging, threading, time
@@ -44,11 +42,7 @@ PROGRAM = """
 
 
 def test_no_worker_outlives_the_interpreter_and_what_runs_at_its_end_is_served() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(PROGRAM)], capture_output=True, text=True, timeout=30, check=False
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    workers, idle, opened = done.stdout.splitlines()
+    workers, idle, opened = run_program(PROGRAM).splitlines()
     assert (workers, idle) == ("[]", "1j")
     # Python 3.12 starts no thread any more by then.
     assert opened in ("1j", "RuntimeError")
@@ -75,11 +69,4 @@ OPENING = """
 
 
 def test_a_program_that_ends_while_it_opens_its_first_connection_says_nothing() -> None:
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(OPENING)],
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert run_program(OPENING, "-W", "ignore") == ""

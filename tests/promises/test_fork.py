@@ -11,7 +11,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -25,6 +24,7 @@ from millpond import ConnectFailed, Pool, _fork
 from millpond.connectors.sqlite import Sqlite
 from millpond.testing import FakeConnector, Postgres, Proxy
 
+from .children import forked as forked_here
 from .patience import assert_whole, until
 
 PROGRAM = Path(__file__).parent / "programs" / "forking.py"
@@ -164,32 +164,6 @@ def rows(file: Path) -> list[tuple[int]]:
         return conn.execute("select * from visits order by 1").fetchall()
 
 
-@contextmanager
-def child_of_this_process(work: Callable[[], object]) -> Iterator[Callable[[], int]]:
-    """Fork; the child does the work and ends without pytest's knowing. Yields what waits for its status."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            work()
-            status = 0
-        finally:
-            os._exit(status)
-    waited: list[int] = []
-
-    def wait() -> int:
-        if not waited:
-            waited.append(os.waitpid(pid, 0)[1])
-        return waited[0]
-
-    try:
-        yield wait
-    finally:
-        wait()
-
-
 def test_a_child_is_refused_a_file_of_which_its_parent_had_lent_a_connection(tmp_path: Path) -> None:
     """SQLite's notes of the locks that a process holds come across a fork, and the locks do not."""
     file = tmp_path / "visits.db"
@@ -205,7 +179,7 @@ def test_a_child_is_refused_a_file_of_which_its_parent_had_lent_a_connection(tmp
                 with other.connection() as conn:
                     conn.execute("select 1")
 
-            with child_of_this_process(child) as status:
+            with forked_here(child) as status:
                 assert status() == 0
             conn.execute("insert into visits values (1)")
             conn.commit()
@@ -237,7 +211,7 @@ def test_what_a_child_writes_to_sqlite_outlives_the_parents_pool(tmp_path: Path)
             conn.commit()
         pool.close()
 
-    with child_of_this_process(child) as status:
+    with forked_here(child) as status:
         try:
             os.close(write)
             os.read(wrote, 1)
@@ -274,7 +248,7 @@ def test_callers_in_line_at_the_fork_are_the_parents_only() -> None:
         assert_whole(pool, 1)
         pool.close()
 
-    with child_of_this_process(child) as status:
+    with forked_here(child) as status:
         assert status() == 0
     assert not served.is_set()
     pool.release(conn)
@@ -351,7 +325,7 @@ def test_a_fork_while_other_threads_borrow_and_open() -> None:
             pool.release(conn)
 
     for _ in range(50):
-        with child_of_this_process(child) as status:
+        with forked_here(child) as status:
             assert status() == 0
     over.set()
     for thread in threads:

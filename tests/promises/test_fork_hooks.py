@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import resource
 import signal
 import socket
 import socketserver
-import subprocess
 import sys
-import textwrap
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import pytest
@@ -26,10 +25,11 @@ from millpond import AsyncPool, Budget, ConnectFailed, HostBudget, KeyedPool, Po
 from millpond.connectors.sockets import Socket
 from millpond.testing import AsyncFakeConnector, FakeConnector, Valkey
 
+from .children import forked, run_program
+from .patience import until
 from .places import Places, Stop
 
 SIZE = 2
-NOTHING: AbstractContextManager[object] = nullcontext()
 
 
 @pytest.fixture
@@ -47,38 +47,6 @@ def listener() -> Iterator[int]:
         yield server.server_address[1]
         server.shutdown()
         serving.join()
-
-
-@contextmanager
-def forked(work: Callable[[], object], around: AbstractContextManager[object] = NOTHING) -> Iterator[Callable[[], int]]:
-    """Fork, within `around`; the child does the work. Yields what waits for its status."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        with around:
-            pid = os.fork()
-            if pid == 0:
-                # A tracer that is left behind does no harm, and what ends it might be struck.
-                sys.settrace(None)
-    if pid == 0:
-        status = 1
-        try:
-            work()
-            status = 0
-        except BaseException:
-            sys.excepthook(*sys.exc_info())
-        finally:
-            os._exit(status)
-    waited: list[int] = []
-
-    def wait() -> int:
-        if not waited:
-            waited.append(os.waitpid(pid, 0)[1])
-        return waited[0]
-
-    try:
-        yield wait
-    finally:
-        wait()
 
 
 def strike() -> None:
@@ -254,7 +222,8 @@ def test_no_lock_of_the_parents_is_held_in_the_child(
             each.close()
         budget.resize(SIZE + 1)
         keyed["other"].acquire(10)
-        client.disconnect()
+        client.close()
+        assert _watcher._roused().awake
         client.release(client.get_connection())
 
     holder = threading.Thread(target=hold)
@@ -271,36 +240,6 @@ def test_no_lock_of_the_parents_is_held_in_the_child(
     for each in (pool, hosted, keyed):
         each.close()
     client.close()
-
-
-def test_a_fork_while_other_threads_make_pools(monkeypatch: pytest.MonkeyPatch) -> None:
-    swallowed: list[object] = []
-    monkeypatch.setattr(sys, "unraisablehook", lambda told: swallowed.append(told.exc_value))
-    over = threading.Event()
-
-    def make() -> None:
-        while not over.is_set():
-            with Pool(FakeConnector()):
-                pass
-
-    makers = [threading.Thread(target=make) for _ in range(2)]
-    former = sys.getswitchinterval()
-    with Pool(FakeConnector(), max_size=SIZE) as pool:
-        stocked(pool)
-        for maker in makers:
-            maker.start()
-        try:
-            sys.setswitchinterval(1e-5)
-            for _ in range(10):
-                with forked(lambda: stocked(pool)) as status:
-                    stocked(pool)
-                    assert status() == 0
-        finally:
-            sys.setswitchinterval(former)
-            over.set()
-            for maker in makers:
-                maker.join()
-    assert swallowed == []
 
 
 def test_a_lease_made_before_a_fork_is_one_of_the_childs_pool() -> None:
@@ -338,13 +277,20 @@ def cut_twice(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
 
 def test_a_child_whose_hooks_were_cut_short_begins_anew_when_a_pool_is_used(
-    listener: int, cut_twice: Callable[[], None]
+    listener: int, cut_twice: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Pool(Socket("127.0.0.1", listener), max_size=SIZE) as pool:
         known = stocked(pool)
 
         def child() -> None:
             cut_twice()
+            begin = Pool._begin
+
+            def slow(pool: Pool[Any]) -> None:
+                time.sleep(0.05)  # the others come, too
+                begin(pool)
+
+            monkeypatch.setattr(Pool, "_begin", slow)
             with ThreadPoolExecutor(4) as executor:
                 borrowed = [executor.submit(stocked_one, pool) for _ in range(20)]
                 assert not {identity(future.result()) for future in borrowed} & known
@@ -378,16 +324,16 @@ def test_a_child_whose_hooks_were_cut_short_begins_anew_in_its_own_loop(cut_twic
 
 def test_a_child_whose_hooks_were_cut_short_says_no_goodbye_when_it_drops_a_pool(cut_twice: Callable[[], None]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        pools = [Pool(Socket("127.0.0.1", server.getsockname()[1]), max_size=1)]
-        with pools[0].connection():
+        # What it abandons it shuts down, also for the parent.
+        pool = Pool(partial(socket.create_connection, server.getsockname()), max_size=1)
+        with pool.connection():
             pass
         theirs, _ = server.accept()
 
         def child() -> None:
             cut_twice()
-            pools[0]._droppable = True
-            pools.clear()
-            gc.collect()
+            # What `__del__` does: a worker that the child does not have may keep the pool from being collected.
+            pool._scuttle()
 
         with theirs:
             with forked(child) as status:
@@ -395,7 +341,51 @@ def test_a_child_whose_hooks_were_cut_short_says_no_goodbye_when_it_drops_a_pool
             theirs.settimeout(0.05)
             with pytest.raises(TimeoutError):
                 theirs.recv(1)
-            pools.pop().close()
+            pool.close()
+
+
+def test_a_signal_handler_that_uses_a_pool_while_it_begins_anew_begins_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes when some of the parent's connections are disowned already."""
+    with Pool(FakeConnector(), max_size=1, budget=Budget(1)) as pool:
+        parents = stocked_one(pool)
+        disown = _fork.disown
+        mine: list[object] = []
+
+        def struck(conn: object, descriptor: object) -> None:
+            disown(conn, descriptor)
+            monkeypatch.undo()
+            mine.append(stocked_one(pool))
+
+        def child() -> None:
+            assert stocked_one(pool) is mine[0]
+            assert mine != [parents]
+            stats = pool.stats()
+            assert (stats.size, stats.opens) == (1, 1)
+
+        # It has a connection that cannot be closed before the fork.
+        with pool.connection():
+            monkeypatch.setattr(_fork, "disown", struck)
+            with forked(child) as status:
+                monkeypatch.undo()
+                assert status() == 0
+
+
+def test_what_a_child_watches_is_watched_still_when_its_hook_is_called_again(listener: int) -> None:
+    def child() -> None:
+        with Pool(Socket("127.0.0.1", listener), max_size=1) as pool:
+            with pool.connection():
+                pass
+            _fork._after_in_child()
+            (entry,) = pool._core.entries
+            assert _watcher._watcher is not None
+            entry.conn.send(b"!")  # and it hangs up
+            until(lambda: pool.stats().idle == 0)
+            assert pool.stats().closes == {"hung up": 1}
+
+    with Pool(Socket("127.0.0.1", listener), max_size=1) as pool:
+        stocked_one(pool)
+        with forked(child) as status:
+            assert status() == 0
 
 
 EARLY = """
@@ -426,14 +416,7 @@ EARLY = """
 
 
 def test_a_hook_that_comes_before_millponds_is_not_lent_what_is_the_parents() -> None:
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(EARLY)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert run_program(EARLY, "-W", "ignore") == ""
 
 
 def test_who_waits_while_a_signal_handler_forks_is_served_in_the_child() -> None:

@@ -7,7 +7,7 @@ import gc
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,6 +15,7 @@ import anyio
 import pytest
 
 from millpond import AsyncPool, Misuse, Pool, PoolClosed, PoolTimeout
+from millpond.connector import Condition
 from millpond.testing import AsyncFakeConnector, FakeConnection, FakeConnector
 
 from .patience import LOOPS, Loop, assert_whole, assert_whole_async, run, until, until_seen
@@ -237,7 +238,7 @@ def test_a_kept_misuse_keeps_nothing_of_others() -> None:
         assert_whole(pool, 2)
 
 
-def test_who_fails_to_enter_a_lease_or_to_leave_it_takes_nothing_from_who_has_entered_it_meanwhile() -> None:
+def test_who_fails_to_enter_a_lease_takes_nothing_from_who_has_entered_it_meanwhile() -> None:
     with Pool(FakeConnector(), max_size=1) as pool, ThreadPoolExecutor(1) as executor:
         assert_whole(pool, 1)
         lease = pool.connection(0.2)
@@ -263,6 +264,30 @@ def test_who_fails_to_enter_a_lease_or_to_leave_it_takes_nothing_from_who_has_en
         del pool._wait
         assert_whole(pool, 1)
         assert pool.stats().closes == {}
+
+
+def test_who_fails_to_leave_a_lease_takes_nothing_from_who_has_entered_it_meanwhile() -> None:
+    strikes: list[Callable[[], object]] = []
+
+    class Connector(FakeConnector):
+        def inspect(self, conn: FakeConnection, error: BaseException | None) -> Condition:
+            if strikes:
+                strikes.pop()()
+                raise KeyboardInterrupt
+            return super().inspect(conn, error)
+
+    with Pool(Connector(), max_size=2) as pool, ThreadPoolExecutor(1) as executor:
+        assert_whole(pool, 2)
+        lease = pool.connection()
+        lease.__enter__()
+        strikes.append(lambda: executor.submit(lease.__enter__).result(30))
+        with pytest.raises(KeyboardInterrupt):
+            lease.__exit__(None, None, None)
+        # What was being returned is lost, and what was entered meanwhile is not.
+        until(lambda: pool.stats().closes == {"lost": 1})
+        lease.__exit__(None, None, None)
+        assert pool.stats().closes == {"lost": 1}
+        assert_whole(pool, 2)
 
 
 def test_two_threads_that_wait_to_enter_one_lease_are_served_one_after_the_other() -> None:

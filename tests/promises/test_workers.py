@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import subprocess
-import sys
-import textwrap
 import threading
 import time
 from contextlib import suppress
@@ -19,6 +16,7 @@ from millpond import pool as pool_of_threads
 from millpond._core.entry import Entry
 from millpond.testing import AsyncFakeConnector, FakeConnection, FakeConnector
 
+from .children import run_program
 from .patience import until, until_seen
 from .places import Stop, finalisers_cut
 
@@ -228,8 +226,4 @@ SCARCE = """
 
 
 def test_the_last_descriptor_may_be_a_connections_and_then_nothing_watches_it() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(SCARCE)], capture_output=True, text=True, timeout=90, check=False
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "4\n"
+    assert run_program(SCARCE) == "4\n"

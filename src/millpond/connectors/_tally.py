@@ -172,7 +172,7 @@ class Tally:
                 self._session |= SPOILT
         elif name in SPOILS or not name:
             self._session |= SPOILT
-        elif isinstance(given, (str, bytes)) and type(given) in PLAIN and given.split() == [given]:
+        elif (type(given) is str or type(given) is bytes) and given.split() == [given]:
             # Of one that is empty, or of several words, something else is a part of the name, too.
             if len(self._known) >= MOST_NAMES:
                 self._known.clear()
