@@ -54,6 +54,11 @@ async def conn(connector: Asyncpg) -> AsyncIterator[Conn]:
         yield conn
 
 
+def is_waiting(conn: Conn) -> bool:
+    """Tell whether asyncpg waits for the server on a connection."""
+    return any(asyncio.isfuture(one) and not one.done() for one in gc.get_referents(conn._protocol))
+
+
 async def wait_until_busy(postgres: Postgres, conn: Conn) -> None:
     """Wait until the server is at work for a connection."""
     query = f"select 1 from pg_stat_activity where pid = {conn.get_server_pid()} and wait_event = 'PgSleep'"
@@ -185,6 +190,45 @@ async def test_what_a_task_of_the_borrowers_had_waiting_behind_a_cancelled_query
         assert pool.stats().closes == {"reset failed": 1}
         with pytest.raises((asyncpg.PostgresConnectionError, asyncpg.InterfaceError)):
             await left
+
+
+async def test_a_task_between_two_steps_of_its_query_reaches_nobody(postgres: Postgres) -> None:
+    """The reply to the first step is here, and the task has not yet been resumed to send the second."""
+    async with AsyncPool[Conn](Asyncpg(postgres.url), max_size=1) as pool:
+        for number in range(5):
+            async with pool.connection() as conn:
+                left = asyncio.create_task(conn.fetchval(f"select {number}"))
+                await asyncio.sleep(0)
+                while is_waiting(conn):
+                    await asyncio.sleep(0)
+                assert not left.done()
+            async with pool.connection() as conn:
+                assert await conn.fetchval("select 'mine'") == "mine"
+            with pytest.raises((asyncpg.PostgresConnectionError, asyncpg.InterfaceError)):
+                await left
+        assert pool.stats().closes == {"broken": 5}
+
+
+async def test_a_copy_whose_sink_is_slow_reaches_nobody(postgres: Postgres) -> None:
+    """asyncpg then waits for the sink and not for the server, and has only stopped to read."""
+    taken = asyncio.Event()
+
+    async def sink(data: bytes) -> None:
+        taken.set()
+        await asyncio.sleep(60)
+
+    async with AsyncPool[Conn](Asyncpg(postgres.url), max_size=1) as pool:
+        async with pool.connection() as conn:
+            left = asyncio.create_task(
+                conn.copy_from_query("select generate_series(1, 100000)", output=sink, timeout=60)
+            )
+            await taken.wait()
+        async with pool.connection() as conn:
+            assert await conn.fetchval("select 'mine'") == "mine"
+        assert pool.stats().closes == {"broken": 1}
+        left.cancel()
+        await asyncio.wait([left], timeout=5)
+        assert left.exception()  # asyncpg's own AttributeError: it wants to go on reading, and its transport is gone
 
 
 async def test_a_swallowed_timeout_in_mid_query_is_noticed(connector: Asyncpg, conn: Conn) -> None:

@@ -3,8 +3,10 @@
 asyncpg's own pool pays a round trip for every return; here one is paid only for what is found. asyncpg answers the
 cancellation (or the timeout) of a query with a cancel request from a background task and refuses to start another
 query until the server has both taken the request and ended the query, so such a connection is not broken: `reset` waits
-for that. What asyncpg does not tell is whether a query is under way for somebody else, a task that outlived its loan;
-the protocol then refers to a future, and that is looked for.
+for that. What asyncpg does not tell is whether a query is under way for somebody else, a task that outlived its loan.
+The protocol then refers to a future, and that is looked for; a task whose future is done, and which has not yet been
+resumed for the next step of its query, holds asyncpg's guard against two queries at once. Not seen are those few steps
+that no guard covers: from the description of a statement to what `prepare()`, `cursor()` or a COPY does with it.
 """
 
 from __future__ import annotations
@@ -106,6 +108,8 @@ class Asyncpg:
         protocol: Any = conn._protocol
         if _awaited(protocol):
             return DIRTY if protocol._is_cancelling() else BROKEN
+        if conn._stmt_exclusive_section._acquired or not conn._transport.is_reading():
+            return BROKEN  # a task is between two steps of its query, or a COPY waits for its sink
         if error is not None and getattr(error, "sqlstate", None) == _READ_ONLY:
             return BROKEN
         if (
