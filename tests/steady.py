@@ -68,7 +68,6 @@ def main(argv: list[str]) -> int:
     parser.add_argument("options", nargs="*", metavar="OPTION", help="for pytest, after --")
     arguments = parser.parse_args(argv)
     failed: Counter[str] = Counter()
-    why: dict[str, str] = {}
     with busy(), tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         for number in range(1, arguments.times + 1):
@@ -88,10 +87,9 @@ def main(argv: list[str]) -> int:
                 found["the run itself"] = ran.stdout[-4000:] + ran.stderr[-4000:]
             for name, text in found.items():
                 failed[name] += 1
-                why[name] = text
-                print(f"  {name}", flush=True)
+                print(f"== {name}\n{text}\n", flush=True)
     for name, times in failed.most_common():
-        print(f"\n== {name}: {times} of {arguments.times}\n{why.get(name, '')}")
+        print(f"{name}: {times} of {arguments.times}")
     print(f"\n{arguments.times} runs beside {os.cpu_count()} busy processes: {len(failed)} tests failed once or more")
     return int(bool(failed))
 

@@ -650,7 +650,7 @@ async def test_those_who_hold_a_connection_and_wait_for_another_are_counted(make
     async with anyio.create_task_group() as group:
         for _ in range(2):
             group.start_soon(call)
-        await shell.until(lambda stats: stats.waiting == 2)
+        await shell.until(lambda stats: (stats.lent, stats.waiting) == (2, 2))
         with pytest.raises(millpond.PoolTimeout, match="2 of those who wait have one already"):
             await shell.acquire(0.01)
         shell.pool.resize(max_size=3)  # which lets one go on, and then the other
