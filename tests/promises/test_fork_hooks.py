@@ -375,9 +375,11 @@ def test_what_a_child_watches_is_watched_still_when_its_hook_is_called_again(lis
         with Pool(Socket("127.0.0.1", listener), max_size=1) as pool:
             with pool.connection():
                 pass
+            until(lambda: _watcher._watcher is not None and _watcher._watcher.watched)  # it is lent a moment before
+            watcher = _watcher._watcher
             _fork._after_in_child()
             (entry,) = pool._core.entries
-            assert _watcher._watcher is not None
+            assert _watcher._watcher is watcher
             entry.conn.send(b"!")  # and it hangs up
             until(lambda: pool.stats().closes == {"hung up": 1})
 
