@@ -117,6 +117,7 @@ def _park(number: int) -> None:
         dead.detach()
     else:
         os.dup2(dead.fileno(), number, inheritable=False)
+        dead.close()
 
 
 def _prepare() -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from millpond import AsyncPool
 from millpond.connector import AsyncConnector, Condition
-from millpond.connectors.asyncpg import Asyncpg
+from millpond.connectors.asyncpg import Asyncpg, _awaited
 from millpond.testing import Postgres
 from millpond.testing.proxy import Proxy
 
@@ -52,11 +52,6 @@ def connector(postgres: Postgres) -> Asyncpg:
 async def conn(connector: Asyncpg) -> AsyncIterator[Conn]:
     async with opened(connector) as conn:
         yield conn
-
-
-def is_waiting(conn: Conn) -> bool:
-    """Tell whether asyncpg waits for the server on a connection."""
-    return any(asyncio.isfuture(one) and not one.done() for one in gc.get_referents(conn._protocol))
 
 
 async def wait_until_busy(postgres: Postgres, conn: Conn) -> None:
@@ -199,7 +194,7 @@ async def test_a_task_between_two_steps_of_its_query_reaches_nobody(postgres: Po
             async with pool.connection() as conn:
                 left = asyncio.create_task(conn.fetchval(f"select {number}"))
                 await asyncio.sleep(0)
-                while is_waiting(conn):
+                while _awaited(conn._protocol):
                     await asyncio.sleep(0)
                 assert not left.done()
             async with pool.connection() as conn:
