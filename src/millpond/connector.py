@@ -69,7 +69,12 @@ class Inspector(Protocol[C_contra]):
         ...
 
     def abandon(self, conn: C_contra) -> None:
-        """Free a broken connection: at once, without waiting for the server."""
+        """End a connection for everybody, at once, without waiting for the server.
+
+        It may be broken, and a thread or task that outlived its loan may still be inside of it: in the midst of a
+        query, or waiting on its socket. Whoever is inside fails soon. What they use is not freed before they have left:
+        a socket is shut down, and the last one who refers to the connection frees it.
+        """
         ...
 
     def refused(self, error: BaseException) -> bool:

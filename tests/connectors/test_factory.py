@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import socket
 import time
 from collections.abc import Iterator
@@ -11,7 +12,9 @@ import pytest
 
 from millpond import Pool
 from millpond.connector import AsyncConnector, Condition, Connector
-from millpond.connectors.factory import AsyncFactory, Factory, begin
+from millpond.connectors.factory import AsyncFactory, Factory, begin, cut_number
+
+from ..promises.children import forked, hogged
 
 CLEAN, UNPROVED, DIRTY, BROKEN = Condition
 
@@ -229,3 +232,44 @@ def test_an_async_close_that_does_not_wait_is_done_at_once() -> None:
     closed: list[int] = []
     begin(close())
     assert closed
+
+
+def test_a_socket_is_cut_by_its_number_also_when_the_process_has_no_descriptor_left() -> None:
+    ours, theirs = socket.socketpair()
+    inode = os.fstat(ours.fileno()).st_ino
+
+    def child() -> None:
+        hogged()
+        cut_number(ours.fileno(), inode)
+        for end in (ours, theirs):
+            end.settimeout(10)
+        assert ours.recv(1) == theirs.recv(1) == b""
+
+    with ours, theirs, forked(child) as status:
+        assert status() == 0
+
+
+def test_a_number_that_means_another_socket_by_now_is_not_cut() -> None:
+    ours, theirs = socket.socketpair()
+    former, _ = pair = socket.socketpair()
+    inode = os.fstat(former.fileno()).st_ino
+    for end in pair:
+        end.close()
+
+    def child() -> None:
+        cut_number(ours.fileno(), inode)
+        hogged()
+        cut_number(ours.fileno(), inode)
+        theirs.send(b"!")
+        assert ours.recv(1) == b"!"
+
+    with ours, theirs, forked(child) as status:
+        assert status() == 0
+
+
+def test_a_number_that_is_no_sockets_by_now_is_left_alone(tmp_path: Path) -> None:
+    with (tmp_path / "file").open("wb") as file:
+        before = len(os.listdir("/proc/self/fd"))
+        cut_number(file.fileno())
+        assert len(os.listdir("/proc/self/fd")) == before
+        assert file.write(b"!") == 1

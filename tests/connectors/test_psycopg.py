@@ -19,7 +19,7 @@ import psycopg
 import pytest
 from psycopg.rows import DictRow, TupleRow, dict_row
 
-from millpond import Pool
+from millpond import AsyncPool, Pool
 from millpond.connector import AsyncConnector, Condition, Connector
 from millpond.connectors.psycopg import AsyncPsycopg, Psycopg
 from millpond.testing import Postgres
@@ -624,6 +624,33 @@ def test_the_connection_string_is_asked_for_at_every_open(postgres: Postgres) ->
         with opened(connector) as conn:
             assert conn.execute("show application_name").fetchone() == ("mine",)
         assert len(asked) == number
+
+
+@pytest.mark.anyio
+async def test_a_task_that_is_next_in_line_for_a_connection_reaches_nobody(postgres: Postgres) -> None:
+    """psycopg's lock is free at that moment: one task has ended its query, and the other has not been resumed yet."""
+    async with AsyncPool[Any](AsyncPsycopg(postgres.url), max_size=1) as pool:
+        async with pool.connection() as conn:
+            first, second = (asyncio.create_task(conn.execute("select pg_sleep(0.01)")) for _ in range(2))
+            while not first.done():
+                await asyncio.sleep(0)
+            assert not conn.lock.locked()
+        async with pool.connection() as conn:
+            assert await (await conn.execute("select 1")).fetchone() == (1,)
+        assert pool.stats().closes == {"broken": 1}
+        with pytest.raises(psycopg.OperationalError):
+            await second
+
+
+def test_a_connection_class_of_any_kind_is_lent(postgres: Postgres) -> None:
+    class Equal(psycopg.Connection[Any]):
+        __hash__ = None  # type: ignore[assignment]
+
+        def __eq__(self, other: object) -> bool:
+            return isinstance(other, Equal)
+
+    with Pool[Any](Psycopg(postgres.url, connection_class=Equal), max_size=1) as pool, pool.connection() as conn:
+        assert conn.execute("select 1").fetchone() == (1,)
 
 
 @pytest.mark.anyio

@@ -182,6 +182,23 @@ def test_what_is_unread_breaks_the_connection(connector: Socket, conn: socket.so
         connector.ping(conn, 5)
 
 
+@pytest.mark.parametrize("tls", ["tls"], indirect=True)
+def test_what_is_left_of_a_connection_that_was_cut_is_no_ciphertext(
+    connector: Socket, conn: socket.socket, peer: Peer
+) -> None:
+    end = peer.end()
+    for _ in range(2):
+        end.sendall(b"answer")
+    end.close()
+    wait_until_readable(conn.fileno())
+    assert not connector.alive(conn)  # which reads one byte, and cuts it
+    taken = b"a"
+    with contextlib.suppress(OSError):
+        while some := conn.recv(100):
+            taken += some
+    assert b"answeranswer".startswith(taken)
+
+
 def test_a_half_read_answer_breaks_the_connection(connector: Socket, conn: socket.socket, peer: Peer) -> None:
     peer.end().sendall(b"answer")
     assert conn.recv(3) == b"ans"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import resource
 import signal
 import socket
 import socketserver
@@ -25,7 +24,7 @@ from millpond import AsyncPool, Budget, ConnectFailed, HostBudget, KeyedPool, Po
 from millpond.connectors.sockets import Socket
 from millpond.testing import AsyncFakeConnector, FakeConnector, Valkey
 
-from .children import forked, run_program
+from .children import forked, hogged, run_program
 from .patience import until
 from .places import Places, Stop
 
@@ -144,18 +143,6 @@ def test_a_child_that_has_no_descriptor_left_is_lent_nothing_of_its_parents(list
 
     with forked(parent) as status:
         assert status() == 0
-
-
-def hogged() -> list[int]:
-    """Take all descriptors that this process may have."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (400, hard))
-    hogs: list[int] = []
-    while True:
-        try:
-            hogs.append(os.open(os.devnull, os.O_RDONLY))
-        except OSError:
-            return hogs
 
 
 def test_a_daemon_that_has_closed_all_descriptors_writes_no_goodbye_to_what_it_opens(listener: int) -> None:

@@ -8,7 +8,6 @@ before it is sent and a reply after it was read, so whoever is interrupted in be
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache, partial
@@ -22,7 +21,7 @@ from redis.connection import AbstractConnection as Connection
 from redis.connection import HiredisRespSerializer, PythonRespSerializer
 
 from millpond import _watcher
-from millpond.connectors.factory import cut
+from millpond.connectors.factory import cut_number
 
 __all__ = ["AsyncTally", "SyncTally", "Tally", "stray", "tallied"]
 
@@ -440,8 +439,7 @@ class AsyncTally(Tally):
             self._loop.call_soon_threadsafe(lambda: writer.transport.abort())
         except RuntimeError:
             # The loop is closed. The socket goes with its transport; the server need not wait for that.
-            with socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno())) as twin:
-                cut(twin)
+            cut_number(writer.get_extra_info("socket").fileno())
 
     def __del__(self, *_: object) -> None:
         # Its borrower has dropped it. The pool tells of that.

@@ -166,8 +166,10 @@ class Aiosqlite:
             await conn._execute(self._sqlite.reset, conn._conn, timeout)  # type: ignore[no-untyped-call]
 
     async def close(self, conn: aiosqlite.Connection) -> None:
-        """Wait until the thread has done what is in its queue and closed the connection."""
+        """Interrupt what the thread is still at, and wait until it has closed the connection."""
         try:
+            if isinstance(conn, _Connection) and conn.busy:
+                conn._conn.interrupt()
             await conn._execute(self._sqlite.close, conn._conn)  # type: ignore[no-untyped-call]
         finally:
             conn.stop()

@@ -14,9 +14,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import inspect
-import os
 import select
-import socket
 from asyncio import isfuture
 from collections.abc import Awaitable, Callable
 from typing import Any, Literal
@@ -24,7 +22,7 @@ from weakref import WeakKeyDictionary
 
 from millpond import _watcher
 from millpond.connector import Condition
-from millpond.connectors.factory import cut
+from millpond.connectors.factory import cut_number
 from millpond.connectors.urls import expect_encoded, place, without_secrets
 
 try:
@@ -195,8 +193,7 @@ class Asyncpg:
         except RuntimeError:
             # The loop is closed. The socket goes with its transport; the server need not wait for that.
             if descriptor is not None:
-                with socket.socket(fileno=os.dup(descriptor)) as twin:
-                    cut(twin)
+                cut_number(descriptor)
 
     def refused(self, error: BaseException) -> bool:
         """Tell by its SQLSTATE whether the server said no for good, or whether asyncpg cannot read the arguments."""

@@ -34,6 +34,9 @@ class _Connection(Protocol):
 
 C = TypeVar("C", bound=_Connection)
 
+# How long a goodbye may take; seconds.
+_GOODBYE = 1.0
+
 
 class DBAPI(Factory[C]):
     """Connections that a DB-API 2 driver's `connect` makes, for a `Pool`.
@@ -121,6 +124,14 @@ class DBAPI(Factory[C]):
         """Roll back: one round trip."""
         with _limit(self.descriptor(conn), timeout):
             conn.rollback()
+
+    def close(self, conn: C) -> None:
+        """Close the connection; the socket is cut, if the driver shows it, when that takes longer than a second."""
+        try:
+            with _limit(self.descriptor(conn), _GOODBYE):
+                conn.close()
+        except (OSError, RuntimeError):
+            self.abandon(conn)  # no descriptor is left for the limit, or no thread, as at the end of the interpreter
 
     def refused(self, error: BaseException) -> bool:
         """Tell a refusal by its SQLSTATE, by MySQL's number for it, or by PostgreSQL's words."""

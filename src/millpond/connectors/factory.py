@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import inspect
 import os
@@ -10,9 +11,12 @@ import select
 import socket
 import stat
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from millpond.connector import Condition
+
+if TYPE_CHECKING:
+    from asyncio.trsock import TransportSocket
 
 __all__ = ["AsyncFactory", "Factory"]
 
@@ -83,8 +87,7 @@ class _Inspection(Generic[C]):
             return
         descriptor = self.descriptor(conn)
         if descriptor is not None:
-            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as twin:
-                cut(twin)
+            cut_number(descriptor)
         with contextlib.suppress(Exception):
             closing = self._close(conn)
             if inspect.iscoroutine(closing):
@@ -196,10 +199,42 @@ class AsyncFactory(_Inspection[C]):
         await _done(self._close(conn))
 
 
-def cut(sock: socket.socket) -> None:
+def cut(sock: socket.socket | TransportSocket) -> None:
     """End a connection for whoever uses it: all that waits on the socket, in any thread, fails at once."""
     with contextlib.suppress(OSError):  # it is cut already
-        sock.shutdown(socket.SHUT_RDWR)
+        if isinstance(sock, socket.socket):
+            # Not a TLS socket's own method, after which it goes on without TLS: ciphertext would be read as data.
+            socket.socket.shutdown(sock, socket.SHUT_RDWR)
+        else:
+            sock.shutdown(socket.SHUT_RDWR)
+
+
+def cut_number(number: int, inode: int | None = None) -> None:
+    """As `cut`, for a socket of which only the descriptor's number is known; it stays open.
+
+    Whoever owns it may close it at any time, and its number may then be another's: `inode`, that of the socket, tells.
+    """
+    twin = -1
+    try:
+        twin = os.dup(number)
+        sock = socket.socket(fileno=twin)
+    except OSError as error:
+        if twin >= 0:
+            os.close(twin)  # the number is another's by now, and not a socket's
+        elif error.errno != errno.EBADF:
+            _cut_in_place(number, inode)  # no descriptor is left for a twin
+        return
+    with sock:
+        if inode is None or os.fstat(twin).st_ino == inode:
+            cut(sock)
+
+
+def _cut_in_place(number: int, inode: int | None) -> None:
+    with contextlib.suppress(OSError):
+        if inode is None or os.fstat(number).st_ino == inode:
+            sock = socket.socket(fileno=number)
+            cut(sock)
+            sock.detach()
 
 
 def _close(conn: object) -> object:

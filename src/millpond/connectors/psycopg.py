@@ -11,6 +11,11 @@ CancelledError in mid-query with a cancel request: it waits until the server has
 connection up to ReadyForQuery; if that fails, or is interrupted in its turn (anyio's cancellation always is), it
 closes the connection. Any other exception from a signal handler or `PyThreadState_SetAsyncExc` leaves it ACTIVE. The
 status tells these apart.
+
+A connection may have to go while a thread or a task that outlived its loan is still inside of it. libpq's memory is not
+freed under them, nor is the number of the socket on which they wait, for the next connection would get it. The socket
+is shut down, which ends their wait, and the last one who refers to the connection frees it. Whoever is inside holds
+psycopg's lock, all through a COPY or a stream, too.
 """
 
 from __future__ import annotations
@@ -27,6 +32,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast, overload
 
 from millpond import _watcher
 from millpond.connector import Condition
+from millpond.connectors.factory import cut_number
 from millpond.connectors.urls import expect_encoded, place
 
 try:
@@ -77,6 +83,9 @@ _SETTINGS = (
 )
 _settings = attrgetter(*_SETTINGS)
 
+# Under this name a connection knows its socket's descriptor.
+_SOCKET = "_millpond_socket"
+
 # psycopg's waits look up from the socket this often, and so does the deadline; seconds.
 _TICK = 0.05
 # How long a server is waited for that was told goodbye, and how often a task looks; seconds.
@@ -95,8 +104,11 @@ _REFUSALS = (
 
 
 def _twin_of(conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> int | None:
-    """Return another descriptor of the connection's socket, which outlives it; None if it is closed already."""
-    return None if conn.closed else os.dup(conn.pgconn.socket)
+    """Return another descriptor of the connection's socket, which outlives it; None if there is none to be had."""
+    try:
+        return None if conn.closed else os.dup(conn.pgconn.socket)
+    except OSError:
+        return None  # the process has no descriptor left
 
 
 def _until(
@@ -238,10 +250,6 @@ class _Inspection(Generic[C]):
         pgconn = conn.pgconn
         return pgconn.socket if pgconn.status == pq.ConnStatus.OK else None
 
-    def abandon(self, conn: C) -> None:
-        """Close the socket at once; libpq's goodbye is sent only if the socket takes it without waiting."""
-        conn.pgconn.finish()
-
     def refused(self, error: BaseException) -> bool:
         """Tell whether the server, or libpq before it asked the server, said no for good.
 
@@ -286,7 +294,15 @@ class _Inspection(Generic[C]):
         self._adapters = _copy(conn._adapters)
         self._handlers = len(conn._notice_handlers), len(conn._notify_handlers)
         self._opened = _settings(conn)
+        setattr(conn, _SOCKET, _watcher.identify(self.descriptor(conn)))
         return conn
+
+    def _cut(self, conn: C) -> None:
+        """End the connection for everybody, and leave it to the last one who refers to it to free it."""
+        # psycopg then does not complain of a connection that nobody has closed.
+        conn._pool = None
+        if (descriptor := getattr(conn, _SOCKET)) is not None:
+            cut_number(descriptor.number, descriptor.inode)
 
     def _ping(self, conn: C) -> PQGen[None]:
         # Not through a cursor: that would begin a transaction.
@@ -408,17 +424,49 @@ class Psycopg(_Inspection["psycopg.Connection[R]"], Generic[R]):
     def close(self, conn: psycopg.Connection[R]) -> None:
         """Say goodbye, close, and wait up to 0.5 s until the server has hung up: only then is its place free there."""
         twin = _twin_of(conn)
-        if twin is None:
-            return conn.close()
         try:
-            conn.close()
-            _watcher.hung_up(twin, _FAREWELL)
+            self._close(conn)
+            if twin is not None:
+                _watcher.hung_up(twin, _FAREWELL)
         finally:
-            os.close(twin)
+            if twin is not None:
+                os.close(twin)
+
+    def _close(self, conn: psycopg.Connection[R]) -> None:
+        if not conn.lock.acquire(blocking=False):
+            self._cut(conn)
+            return
+        # A close() of a class's own may have something to say, for which it needs the lock.
+        plain = type(conn).close is psycopg.Connection.close
+        try:
+            if plain:
+                conn.close()
+        finally:
+            conn.lock.release()
+        if not plain:
+            conn.close()
+
+    def abandon(self, conn: psycopg.Connection[R]) -> None:
+        """Close the socket at once; libpq's goodbye is sent only if the socket takes it without waiting.
+
+        A thread that is still in a query fails at once with `psycopg.OperationalError`.
+        """
+        if conn.lock.acquire(blocking=False):
+            try:
+                conn.pgconn.finish()
+            finally:
+                conn.lock.release()
+        else:
+            self._cut(conn)
 
     def _wait(self, conn: psycopg.Connection[R], steps: PQGen[None], timeout: float) -> None:
         # Not conn.wait: if interrupted it would spend up to 10 s on a cancel request, for a connection to be abandoned.
-        waiting.wait(_until(monotonic() + timeout, steps), conn.pgconn.socket, _TICK)
+        if not conn.lock.acquire(blocking=False):
+            raise psycopg.OperationalError("somebody still uses the connection")
+        try:
+            waiting.wait(_until(monotonic() + timeout, steps), conn.pgconn.socket, _TICK)
+        finally:
+            conn.lock.release()
 
 
 class AsyncPsycopg(_Inspection["psycopg.AsyncConnection[R]"], Generic[R]):
@@ -473,6 +521,10 @@ class AsyncPsycopg(_Inspection["psycopg.AsyncConnection[R]"], Generic[R]):
         settings = {"_autocommit": autocommit, "prepare_threshold": prepare_threshold}
         super().__init__(connection_class, conninfo, reset, settings, factories, context, kwargs)
 
+    def inspect(self, conn: psycopg.AsyncConnection[R], error: BaseException | None) -> Condition:
+        """As for threads; and a task that has still to begin its query, since another has only just ended, is seen."""
+        return BROKEN if conn.lock._waiters else super().inspect(conn, error)
+
     async def open(self, timeout: float) -> psycopg.AsyncConnection[R]:
         """Connect and authenticate within `timeout` seconds; raise the last host's `psycopg.Error` if not.
 
@@ -508,17 +560,32 @@ class AsyncPsycopg(_Inspection["psycopg.AsyncConnection[R]"], Generic[R]):
     async def close(self, conn: psycopg.AsyncConnection[R]) -> None:
         """Say goodbye, close, and wait up to 0.5 s until the server has hung up: only then is its place free there."""
         twin = _twin_of(conn)
-        if twin is None:
-            return await conn.close()
         try:
-            await conn.close()
+            if conn.lock.locked():
+                self._cut(conn)
+            else:
+                await conn.close()
             end = monotonic() + _FAREWELL
-            while not _watcher.hung_up(twin) and monotonic() < end:  # noqa: ASYNC110
+            while twin is not None and not _watcher.hung_up(twin) and monotonic() < end:  # noqa: ASYNC110
                 await asyncio.sleep(_GLANCE)
         finally:
-            os.close(twin)
+            if twin is not None:
+                os.close(twin)
+
+    def abandon(self, conn: psycopg.AsyncConnection[R]) -> None:
+        """Close the socket at once; libpq's goodbye is sent only if the socket takes it without waiting.
+
+        A task that is still in a query fails at once with `psycopg.OperationalError`.
+        """
+        if conn.lock.locked():
+            self._cut(conn)
+        else:
+            conn.pgconn.finish()
 
     async def _wait(self, conn: psycopg.AsyncConnection[R], steps: PQGen[None], timeout: float) -> None:
         # Not conn.wait: if cancelled it would spend up to 10 s on a cancel request, for a connection to be abandoned.
+        if conn.lock.locked() or conn.lock._waiters:
+            raise psycopg.OperationalError("somebody still uses the connection")
         steps = _until(monotonic() + timeout, steps, _lost_cancellation())
-        await waiting.wait_async(steps, conn.pgconn.socket, _TICK)
+        async with conn.lock:
+            await waiting.wait_async(steps, conn.pgconn.socket, _TICK)

@@ -10,7 +10,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from millpond.connector import Condition
-from millpond.connectors.factory import begin, cut
+from millpond.connectors.factory import begin, cut, cut_number
 from millpond.connectors.urls import place
 
 if TYPE_CHECKING:
@@ -148,15 +148,23 @@ class Socket:
                 conn.unwrap()
             except (OSError, ValueError):
                 pass  # that is what not waiting looks like
-        conn.close()
+        self.abandon(conn)
 
     def abandon(self, conn: socket.socket) -> None:
-        """Close the socket."""
+        """Close the socket; a thread that still waits on it is at its end at once."""
+        cut(conn)  # close() alone would leave it waiting
         conn.close()
 
     def refused(self, error: BaseException) -> bool:
         """Tell whether the peer's certificate is not trusted."""
         return isinstance(error, ssl.SSLCertVerificationError)
+
+
+def _carrier(conn: ByteStream) -> Any:  # noqa: ANN401
+    """Return the stream that has the socket, below that for TLS."""
+    from anyio.streams.tls import TLSStream
+
+    return conn.transport_stream if isinstance(conn, TLSStream) else conn
 
 
 class AsyncSocket:
@@ -208,8 +216,11 @@ class AsyncSocket:
         return stream
 
     def inspect(self, conn: ByteStream, error: BaseException | None) -> Condition:
-        """Look for an exception, a hang-up and unread bytes."""
-        return Condition.CLEAN if error is None and self.alive(conn) else Condition.BROKEN
+        """Look for an exception, a hang-up, unread bytes, and another task that still sends or receives."""
+        carrier = _carrier(conn)
+        if error is not None or carrier._receive_guard._guarded or carrier._send_guard._guarded:
+            return Condition.BROKEN
+        return Condition.CLEAN if self.alive(conn) else Condition.BROKEN
 
     def descriptor(self, conn: ByteStream) -> int | None:
         """Return the socket's descriptor, or None once it is closed."""
@@ -225,9 +236,8 @@ class AsyncSocket:
         descriptor = self.descriptor(conn)
         if descriptor is None:
             return False
-        carrier: Any = conn.transport_stream if isinstance(conn, TLSStream) else conn
         # On asyncio a stream takes in more than was asked for; on trio there is no such queue.
-        received = getattr(getattr(carrier, "_protocol", None), "read_queue", None)
+        received = getattr(getattr(_carrier(conn), "_protocol", None), "read_queue", None)
         if not isinstance(conn, TLSStream):
             return not received and not _readable(descriptor)
         # TLS 1.3 sends session tickets unasked, so what has come must be decrypted to be told from an answer.
@@ -243,8 +253,7 @@ class AsyncSocket:
             return not _readable(descriptor)
         except OSError:
             pass
-        with socket.socket(fileno=os.dup(descriptor)) as twin:
-            cut(twin)  # a byte is missing from now on
+        cut_number(descriptor)  # a byte is missing from now on
         return False
 
     async def ping(self, conn: ByteStream, timeout: float) -> None:
@@ -260,7 +269,10 @@ class AsyncSocket:
         await conn.aclose()
 
     def abandon(self, conn: ByteStream) -> None:
-        """Close the socket."""
+        """Close the socket; a task that still waits on it fails at once."""
+        descriptor = self.descriptor(conn)
+        if descriptor is not None:
+            cut_number(descriptor)  # what is not yet sent would be waited for
         begin(conn.aclose())
 
     def refused(self, error: BaseException) -> bool:
