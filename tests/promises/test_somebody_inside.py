@@ -38,6 +38,8 @@ def echo() -> Iterator[int]:
 def test_whoever_borrows_next_is_served_and_who_was_inside_is_told(
     kind: str, driver: str, postgres: Postgres, valkey: Valkey, echo: int, tmp_path: Path
 ) -> None:
+    if driver == "psycopg2":
+        pytest.importorskip("psycopg2", reason="psycopg2 is not installed (the group `bench`)")
     command = [sys.executable, str(PROGRAM), kind, driver, postgres.url, valkey.url, str(echo), str(tmp_path)]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
     assert ran.returncode == 0, ran.stderr

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import psycopg
-import psycopg2
 
 from millpond import AsyncPool, Pool
 from millpond.connectors.aiosqlite import Aiosqlite
@@ -93,6 +92,12 @@ def hear(conn: Any) -> None:
         raise ConnectionError("the connection is at its end")
 
 
+def psycopg2() -> DBAPI[Any]:
+    from psycopg2 import connect
+
+    return DBAPI(connect, postgres)
+
+
 class Own(psycopg.Connection[Any]):
     """A connection with a goodbye of its own, for which it needs psycopg's lock."""
 
@@ -106,7 +111,7 @@ THREADS: Final = {
     "psycopg": Driver(lambda: Psycopg(postgres), sql("select 42"), sql(SLEEP)),
     "psycopg-copy": Driver(lambda: Psycopg(postgres), sql("select 42"), copy),
     "psycopg-own": Driver(lambda: Psycopg(postgres, connection_class=Own), sql("select 42"), sql(SLEEP)),
-    "psycopg2": Driver(lambda: DBAPI(psycopg2.connect, postgres), sql("select 42"), sql(SLEEP)),
+    "psycopg2": Driver(psycopg2, sql("select 42"), sql(SLEEP)),
     "redis": Driver(lambda: Redis(valkey), command("ECHO", "42"), command("BLPOP", "nothing", 60), but=REDIS),
     "socket": Driver(lambda: Socket("127.0.0.1", int(echo)), say, hear, but=SOCKET),
 }
