@@ -598,6 +598,26 @@ def test_a_full_socket_does_not_hold_up_abandoning(postgres: Postgres, proxy: Wi
 # Opening
 
 
+def test_a_server_that_waits_to_send_more_is_told_while_a_reader_that_pauses_still_has_the_connection(
+    postgres: Postgres,
+) -> None:
+    """It would keep its snapshot and its locks until then."""
+    with Pool(Psycopg(postgres.url), max_size=1) as pool:
+        with pool.connection() as conn:
+            state = f"select wait_event from pg_stat_activity where pid = {conn.info.backend_pid}"
+            rows = conn.cursor().stream("select repeat('x', 1000) from generate_series(1, 1000000)")
+            next(rows)
+            waits = 0
+            while waits < 20:  # both ends' buffers are full
+                waits = waits + 1 if postgres.execute(state) == [["ClientWrite"]] else 0
+                time.sleep(0.01)
+        end = monotonic() + 10
+        while postgres.execute(state):
+            assert monotonic() < end
+    with pytest.raises(psycopg.Error):
+        list(rows)
+
+
 def test_the_password_is_asked_for_at_every_open(postgres: Postgres) -> None:
     postgres.execute("create role rotated login password 'first'")
     passwords = iter(["first", "second"])

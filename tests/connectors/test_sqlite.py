@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import sqlite3
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -146,7 +148,7 @@ def test_a_half_read_cursor_behind_another_change_reaches_nobody(
                 lent.execute("insert into work values (100)")
                 lent.commit()
         assert pool.stats().closes == {"reset failed": 1}
-    with pytest.raises(sqlite3.ProgrammingError):
+    with pytest.raises(sqlite3.Error):
         held.fetchone()
 
 
@@ -369,6 +371,135 @@ def test_an_interrupted_loan_leaves_a_sound_connection(connector: Sqlite, conn: 
     assert connector.inspect(conn, failure.value) is CLEAN
 
 
+# What the pool closes while its borrower still refers to it
+
+USES: dict[str, Callable[[sqlite3.Connection, sqlite3.Cursor], object]] = {
+    "execute": lambda conn, cursor: conn.execute("select 1"),
+    "cursor": lambda conn, cursor: conn.cursor(),
+    "commit": lambda conn, cursor: conn.commit(),
+    "with": lambda conn, cursor: conn.__enter__(),
+    "a cursor of before": lambda conn, cursor: cursor.execute("select 2"),
+    "a statement of before": lambda conn, cursor: cursor.execute("select x from work"),
+    "a write of before": lambda conn, cursor: cursor.execute("insert into work values (5)"),
+    "a new table": lambda conn, cursor: cursor.execute("create table lost (x)"),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("isolation_level", ["DEFERRED", None])
+def test_what_the_pool_has_closed_says_so_and_does_nothing(path: Path, use: str, isolation_level: Any) -> None:
+    with Pool(Sqlite(path, isolation_level=isolation_level)) as pool, pool.connection() as conn:
+        conn.execute("create table work (x int)")
+        cursor = conn.cursor()
+        cursor.execute("insert into work values (5)")
+        conn.commit()
+        cursor.execute("select x from work").fetchall()
+    with pytest.raises(sqlite3.DatabaseError, match=r"the pool has closed this connection|closed database"):
+        USES[use](conn, cursor)
+    conn.close()  # as often as one likes
+    with Pool(Sqlite(path)) as pool, pool.connection() as other:
+        assert other.execute("select count(*) from work").fetchone() == (1,)
+
+
+@pytest.mark.parametrize("end", [Sqlite.close, Sqlite.abandon])
+def test_a_block_in_which_the_connection_was_closed_does_not_end_as_if_it_were_committed(
+    connector: Sqlite, conn: sqlite3.Connection, end: Callable[[Sqlite, sqlite3.Connection], None]
+) -> None:
+    ours = connector.open(5)
+    cursor = ours.cursor()
+    with pytest.raises(sqlite3.ProgrammingError), ours:
+        cursor.execute("insert into work values (1)")
+        end(connector, ours)
+    assert conn.execute("select count(*) from work").fetchone() == (10,)
+
+
+def test_a_backup_of_a_connection_that_the_pool_closes_meanwhile_goes_on(
+    connector: Sqlite, conn: sqlite3.Connection
+) -> None:
+    ours = connector.open(5)
+    conn.execute("insert into work values (zeroblob(100000))")
+    conn.commit()
+    with contextlib.closing(sqlite3.connect(":memory:")) as copy:
+        ours.backup(copy, pages=1, progress=lambda *_: connector.close(ours))
+        assert copy.execute("select count(*) from work").fetchone() == (11,)
+
+
+def test_a_closed_pool_has_its_files_closed_and_its_log_written_back(path: Path, tmp_path: Path) -> None:
+    with Pool(Sqlite(path)) as pool, pool.connection() as conn:
+        conn.execute("create table work (x int)")
+        conn.execute("attach ? as another", (str(tmp_path / "another.db"),))
+        conn.execute("create table another.work (x int)")
+        conn.commit()
+    assert {file.name for file in tmp_path.iterdir()} == {"app.db", "another.db"}
+    links = [os.readlink(file) for file in Path("/proc/self/fd").iterdir() if file.is_symlink()]
+    assert not [link for link in links if link.startswith(str(tmp_path))]
+    del conn
+
+
+def test_what_was_half_read_keeps_its_file_until_it_is_dropped_and_locks_nobody_out(path: Path) -> None:
+    connector = Sqlite(path)
+    conns = [connector.open(5), connector.open(5)]
+    conns[0].execute("create table work (x int)")
+    conns[0].executemany("insert into work values (?)", [(x,) for x in range(10)])
+    conns[0].commit()
+    cursor = conns[0].execute("select * from work")
+    cursor.fetchone()
+    connector.close(conns[0])
+    conns[1].execute("insert into work values (99)")
+    conns[1].commit()
+    connector.close(conns[1])
+    assert {file.name for file in path.parent.iterdir()} == {"app.db", "app.db-wal", "app.db-shm"}
+    del cursor
+    conns.clear()
+    connector.close(connector.open(5))
+    assert {file.name for file in path.parent.iterdir()} == {"app.db"}
+
+
+def test_a_write_that_was_left_open_is_undone_though_its_cursor_is_half_read(
+    connector: Sqlite, conn: sqlite3.Connection
+) -> None:
+    ours = connector.open(5)
+    ours.execute("insert into work values (7)")
+    cursor = ours.execute("select * from work")
+    cursor.fetchone()
+    connector.close(ours)
+    conn.execute("insert into work values (99)")
+    conn.commit()
+    assert conn.execute("select count(*) from work").fetchone() == (11,)
+    with pytest.raises(sqlite3.Error):
+        cursor.fetchone()
+
+
+def test_what_is_closed_is_freed_without_the_garbage_collector(path: Path) -> None:
+    connector = Sqlite(path)
+    gc.collect()
+    gc.disable()
+    before = sum(isinstance(each, sqlite3.Connection) for each in gc.get_objects())
+    try:
+        for _ in range(20):
+            conn = connector.open(5)
+            cursor = conn.execute("select 1 union select 2")
+            cursor.fetchone()
+            connector.close(conn)
+            del conn, cursor
+        alive = sum(isinstance(each, sqlite3.Connection) for each in gc.get_objects())
+        assert alive <= 2 + before
+        links = [os.readlink(file) for file in Path("/proc/self/fd").iterdir() if file.is_symlink()]
+        assert sum(link.startswith(str(path)) for link in links) < 10
+    finally:
+        gc.enable()
+
+
+def test_a_connection_that_its_borrower_has_closed_is_forgotten(path: Path) -> None:
+    with Pool(Sqlite(path), max_size=1) as pool:
+        with pool.connection() as conn:
+            conn.close()
+        with pool.connection():
+            pass
+        assert pool.stats().closes == {"broken": 1}
+    assert in_child(lambda: Pool(Sqlite(path)).warm(5)) == 0
+
+
 # Forks: sqlite.org/howtocorrupt.html, 2.6
 
 
@@ -435,6 +566,35 @@ def test_a_child_is_refused_what_its_parent_had_on_loan_at_the_fork(
         conn.commit()
     with Pool(Sqlite(path)) as again:
         assert in_child(lambda: again.warm(5)) == 0  # what is closed may be opened by anyone
+
+
+@pytest.mark.parametrize("wal", [True, False])
+def test_a_child_leaves_alone_what_its_parent_is_still_reading(path: Path, wal: bool) -> None:
+    """The pool has closed it; the parent has a cursor that was read in part, and the child has it too."""
+    connector = Sqlite(path, wal=wal)
+    with Pool(connector) as pool:
+        with pool.connection() as conn:
+            conn.execute("create table work (x int)")
+            conn.executemany("insert into work values (?)", [(x,) for x in range(10)])
+            conn.commit()
+        held = [conn.execute("select * from work")]
+        held[0].fetchone()
+        pool.refresh()
+        while pool.stats().size:
+            time.sleep(0.001)
+
+        def work() -> None:
+            held.clear()
+            gc.collect()
+            with pytest.raises(ConnectFailed, match="forked"), Pool(connector, timeout=5).connection():
+                pass
+
+        assert in_child(work) == 0
+        held.clear()
+        del conn
+        with pool.connection():
+            pass
+    assert in_child(lambda: Pool(connector).warm(5)) == 0
 
 
 def test_a_child_of_a_child_is_refused_too(path: Path) -> None:

@@ -21,7 +21,10 @@ from .drivers import echo_server
 
 PROGRAM = Path(__file__).parent / "programs" / "inside.py"
 DRIVERS = {
-    "threads": ("psycopg", "psycopg-copy", "psycopg-own", "psycopg2", "redis", "socket"),
+    "threads": (
+        *("psycopg", "psycopg-copy", "psycopg-own", "psycopg2", "redis", "socket"),
+        *("sqlite", "sqlite-writing", "sqlite-moments"),
+    ),
     "tasks": ("psycopg", "psycopg-copy", "asyncpg", "aiosqlite", "redis", "socket"),
 }
 

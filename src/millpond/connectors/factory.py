@@ -213,6 +213,7 @@ def cut_number(number: int, inode: int | None = None) -> None:
     """As `cut`, for a socket of which only the descriptor's number is known; it stays open.
 
     Whoever owns it may close it at any time, and its number may then be another's: `inode`, that of the socket, tells.
+    A server that waits until it can send more hears of the end at once, too.
     """
     twin = -1
     try:
@@ -227,6 +228,14 @@ def cut_number(number: int, inode: int | None = None) -> None:
     with sock:
         if inode is None or os.fstat(twin).st_ino == inode:
             cut(sock)
+            _drain(sock)
+
+
+def _drain(sock: socket.socket) -> None:
+    """Throw away what has arrived at a socket that was cut. Then there is room, the peer sends, and is told."""
+    with contextlib.suppress(OSError):  # nothing is left
+        while sock.recv(1 << 16, socket.MSG_DONTWAIT):
+            pass
 
 
 def _cut_in_place(number: int, inode: int | None) -> None:

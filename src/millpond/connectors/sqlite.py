@@ -15,10 +15,13 @@ import sys
 import weakref
 from collections.abc import Callable
 from time import monotonic, sleep
-from typing import Any, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from millpond.connector import Condition
+from millpond.connectors import _sqlite_connection
+from millpond.connectors._sqlite_connection import FAILED, OPEN, PATIENCE, Connection
+from millpond.connectors._watchdog import Limit
 
 __all__ = ["InheritedDatabase", "Sqlite"]
 
@@ -29,10 +32,8 @@ IsolationLevel: TypeAlias = Literal["DEFERRED", "IMMEDIATE", "EXCLUSIVE"] | None
 
 _numbers = itertools.count(1)
 
-# Whatever this process has open, or is about to open: which database, and a number that tells one from another.
-_open: set[tuple[str, int]] = set()
 # The databases that were open in a process of which this one is a fork.
-_inherited: set[str] = set()
+_inherited: Final[set[str]] = set()
 
 
 class InheritedDatabase(sqlite3.OperationalError):
@@ -40,12 +41,13 @@ class InheritedDatabase(sqlite3.OperationalError):
 
 
 def _in_child() -> None:
-    _inherited.update(database for database, _ in _open)
-    _open.clear()
+    _inherited.update(database for database, _ in OPEN)
+    OPEN.clear()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_in_child)
+    for _time in range(2):  # as in millpond._fork
+        os.register_at_fork(after_in_child=_in_child)
 
 
 class Sqlite:
@@ -63,6 +65,10 @@ class Sqlite:
     Between loans the open transaction is rolled back, and `row_factory`, `text_factory`, `isolation_level` and
     `autocommit` are restored; a connection that still has a half-read cursor is closed. PRAGMAs, ATTACH, temporary
     tables, functions and callbacks stay. A connection whose file has been replaced or deleted is not alive.
+
+    A thread that is still in a statement when the loan ends is interrupted. What the pool has closed says so, in an
+    `sqlite3.ProgrammingError`. With a cursor that was read in part it keeps its file and the cursor's snapshot, until
+    that is dropped and another connection is opened or closed.
 
     What has a connection to a file when it forks must leave that file to its parent. SQLite notes per process which
     locks it holds; the child inherits the note and not the locks, and would write unlocked: the parent may then throw
@@ -92,9 +98,6 @@ class Sqlite:
         self._isolation_level: Any = isolation_level.upper() if isinstance(isolation_level, str) else isolation_level
         self._row_factory = row_factory
         self._detect_types = detect_types
-        # sqlite3.Connection cannot be weakly referenced, so these are kept by id, from open to close.
-        self._files: dict[int, tuple[tuple[int, int] | None, tuple[str, int]]] = {}
-
         self.target: str = f"sqlite:///{_file_of(self._path)}"  # without the query, which may hold a key
         query = parse_qs(self._path.partition("?")[2]) if self._path.startswith("file:") else {}
         memory = "memory" in query.get("mode", ()) or "memdb" in query.get("vfs", ())
@@ -120,14 +123,15 @@ class Sqlite:
 
     def open(self, timeout: float) -> sqlite3.Connection:
         """Open the database, waiting at most `timeout` seconds for a lock; raises `sqlite3.Error`."""
+        _sqlite_connection.close_what_waits()
         if self._database in _inherited:
             raise InheritedDatabase(
                 f"{self.target}: a connection to it was open when this process was forked, and SQLite's locks do not "
-                "come across a fork; fork while none is on loan, or start the child with spawn or forkserver"
+                "come across a fork; fork while none is on loan or half read, or start the child with spawn"
             )
         deadline = monotonic() + timeout
         opened = self._database, next(_numbers)
-        _open.add(opened)
+        OPEN.add(opened)
         try:
             conn = self._connect(timeout)
             try:
@@ -140,9 +144,9 @@ class Sqlite:
                 conn.close()
                 raise
         except BaseException:
-            _open.discard(opened)
+            OPEN.discard(opened)
             raise
-        self._files[id(conn)] = self._inode(), opened
+        conn.inode, conn.opened = self._inode(), opened
         return conn
 
     def inspect(self, conn: sqlite3.Connection, error: BaseException | None) -> Condition:
@@ -162,14 +166,13 @@ class Sqlite:
             # until that one is gone. Only its owner can make it go, so the connection cannot be mended.
             conn.interrupt()
             conn.execute("SELECT 1").close()
-        except sqlite3.Error:
+        except FAILED:
             return BROKEN  # closed, or a half-read cursor
         return condition
 
     def alive(self, conn: sqlite3.Connection) -> bool:
         """Tell whether the path still leads to the file that the connection has open."""
-        file = self._files.get(id(conn))
-        return file is not None and file[0] == self._inode()
+        return isinstance(conn, Connection) and conn.inode == self._inode()
 
     def descriptor(self, conn: sqlite3.Connection) -> int | None:
         """Return None: there is no peer to hang up."""
@@ -180,23 +183,27 @@ class Sqlite:
         conn.execute("SELECT 1").close()
 
     def reset(self, conn: sqlite3.Connection, timeout: float) -> None:
-        """Roll back and restore the attributes; nothing here waits, so `timeout` is not needed."""
-        if _autocommit(conn) is not True:
-            conn.rollback()
-        elif conn.in_transaction:
-            conn.execute("ROLLBACK").close()  # with autocommit=True sqlite3's own rollback() does nothing
+        """Roll back and restore the attributes; a statement that somebody is still in is interrupted after 0.1 s."""
+        with Limit(PATIENCE, conn.interrupt):
+            if _autocommit(conn) is not True:
+                conn.rollback()
+            elif conn.in_transaction:
+                conn.execute("ROLLBACK").close()  # with autocommit=True sqlite3's own rollback() does nothing
         self._restore(conn)
         if conn.in_transaction and self._autocommit is not False:
             conn.execute("ROLLBACK").close()  # the borrower's autocommit=False had begun another
 
     def close(self, conn: sqlite3.Connection) -> None:
-        """Close the connection; the last one to a WAL file writes its log back, which may take a while."""
-        file = self._files.pop(id(conn), None)
-        conn.close()
-        if file is not None:
-            _open.discard(file[1])
+        """Close the connection; the last one to a WAL file writes its log back, which may take a while.
 
-    abandon = close
+        Whoever still has a cursor of it gets 10 ms to come out of a statement. One that was read in part keeps the file
+        open until it is dropped.
+        """
+        _sqlite_connection.close(conn)
+
+    def abandon(self, conn: sqlite3.Connection) -> None:
+        """Close the connection if nobody has a cursor of it; if somebody has, do so when that is gone."""
+        _sqlite_connection.abandon(conn)
 
     def refused(self, error: BaseException) -> bool:
         """Tell whether the file is not a database, may not be read, or was inherited open by a fork."""
@@ -206,9 +213,10 @@ class Sqlite:
             sqlite3.SQLITE_PERM,
         )
 
-    def _connect(self, timeout: float) -> sqlite3.Connection:
+    def _connect(self, timeout: float) -> Connection:
         return sqlite3.connect(
             self._path,
+            factory=Connection,
             timeout=timeout,
             detect_types=self._detect_types,
             isolation_level=self._isolation_level,

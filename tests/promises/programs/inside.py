@@ -27,6 +27,7 @@ from millpond.connectors.dbapi import DBAPI
 from millpond.connectors.psycopg import AsyncPsycopg, Psycopg
 from millpond.connectors.redis import AsyncRedis, Redis
 from millpond.connectors.sockets import AsyncSocket, Socket
+from millpond.connectors.sqlite import Sqlite
 
 SLEEP: Final = "select pg_sleep(60)"
 COPY: Final = "copy (select pg_sleep(60)) to stdout"
@@ -36,6 +37,8 @@ SOCKET: Final = ("returned", "released")
 """A socket does not tell that a thread waits on it."""
 REDIS: Final = ("lost_before",)
 """redis-py connects anew, by itself."""
+MOMENTS: Final = ("returned", "released", "failed")
+"""Between two statements SQLite knows of nobody."""
 
 postgres, valkey, echo, folder = sys.argv[3:]
 Found = dict[str, tuple[list[str], str]]
@@ -92,6 +95,26 @@ def hear(conn: Any) -> None:
         raise ConnectionError("the connection is at its end")
 
 
+def write(conn: Any) -> None:
+    conn.execute("create table if not exists notes (x)")
+    conn.execute("insert into notes values (1)")
+    # The number of an error is the connection's and not the statement's: who is interrupted may see no row instead.
+    conn.execute(ENDLESS).fetchone()[0]
+
+
+def go_on(conn: Any) -> None:
+    cursor = conn.cursor()
+    while True:
+        cursor.execute("select 42").fetchall()
+        conn.execute("select count(*) from sqlite_schema").fetchall()
+        conn.executescript("select 1; select 2;")
+        conn.serialize()
+
+
+def sqlite() -> Sqlite:
+    return Sqlite(Path(folder) / "inside.db", busy_timeout=1)
+
+
 def psycopg2() -> DBAPI[Any]:
     from psycopg2 import connect
 
@@ -113,6 +136,9 @@ THREADS: Final = {
     "psycopg-own": Driver(lambda: Psycopg(postgres, connection_class=Own), sql("select 42"), sql(SLEEP)),
     "psycopg2": Driver(psycopg2, sql("select 42"), sql(SLEEP)),
     "redis": Driver(lambda: Redis(valkey), command("ECHO", "42"), command("BLPOP", "nothing", 60), but=REDIS),
+    "sqlite": Driver(sqlite, sql("select 42"), sql(ENDLESS)),
+    "sqlite-writing": Driver(sqlite, sql("select 42"), write),
+    "sqlite-moments": Driver(sqlite, sql("select 42"), go_on, but=MOMENTS),
     "socket": Driver(lambda: Socket("127.0.0.1", int(echo)), say, hear, but=SOCKET),
 }
 

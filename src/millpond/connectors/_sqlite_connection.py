@@ -1,0 +1,215 @@
+"""Connections of sqlite3 that can be closed while others still have them.
+
+What sqlite3 frees with `close()` must not be in use: under a thread that is in a statement the process dies. So a
+connection is first ended for all who have it: it takes no statement any more, and the one under way is interrupted. It
+is closed when no cursor of it is left, for whoever is in a statement has one.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import functools
+import gc
+import os
+import sqlite3
+import weakref
+from collections.abc import Callable
+from time import sleep
+from typing import Any, Final, Literal, NoReturn, cast
+
+from millpond import _fork
+from millpond.connectors._watchdog import Limit
+
+__all__ = ["FAILED", "OPEN", "PATIENCE", "Connection", "abandon", "close", "close_what_waits"]
+
+FAILED: Final = sqlite3.Error, SystemError, UnicodeError
+"""What sqlite3 raises: the last two if another thread, on the same connection, has overwritten the error."""
+PATIENCE: Final = 0.1
+"""Seconds that a rollback waits for a statement that somebody is in, before that is interrupted."""
+GRACE: Final = 10
+"""Milliseconds that whoever was interrupted has to come out of a statement."""
+
+# Whatever this process has open, or is about to open: which database, and a number that tells one from another.
+OPEN: Final[set[tuple[str, int]]] = set()
+# What has been ended, and cannot be closed yet.
+_unclosed: Final[weakref.WeakValueDictionary[int, Connection]] = weakref.WeakValueDictionary()
+# Statements that do no harm.
+_OUR_OWN: Final = ("ROLLBACK", "SELECT 1")
+
+
+def _refuse(*_: object, **__: object) -> NoReturn:
+    raise sqlite3.ProgrammingError("the pool has closed this connection")
+
+
+class Connection(sqlite3.Connection):
+    """A connection that can be closed while others have it."""
+
+    inode: tuple[int, int] | None = None
+    opened: tuple[str, int] | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 (as sqlite3 has it)
+        self.inside: collections.deque[str] = collections.deque()
+        super().__init__(*args, **kwargs)
+
+    def __exit__(self, *error: Any) -> Literal[False]:  # noqa: ANN401 (as sqlite3 has it)
+        # It is looked up at the beginning of a block, in which the connection may be ended.
+        return _refuse() if isinstance(self, _Ended) else super().__exit__(*error)
+
+    def __del__(self) -> None:
+        _close(self)
+
+
+def _seen(name: str) -> Callable[..., Any]:
+    """Return a method that is long at work without a cursor; it is seen while it is."""
+    method = getattr(sqlite3.Connection, name)
+
+    @functools.wraps(method)
+    def seen(conn: Connection, *args: object, **kwargs: object) -> object:
+        conn.inside.append(name)
+        try:
+            return method(conn, *args, **kwargs)
+        finally:
+            conn.inside.pop()
+
+    return seen
+
+
+for _name in ("backup", "blobopen", "deserialize", "load_extension", "serialize"):
+    if hasattr(sqlite3.Connection, _name):  # SQLite may have been built without
+        setattr(Connection, _name, _seen(_name))
+
+
+class _Ended(Connection):
+    """What a connection becomes: neither it nor a cursor of it takes another statement."""
+
+    def __call__(self, sql: str, /) -> Any:  # noqa: ANN401 (a statement, by which sqlite3 prepares it)
+        return super().__call__(sql) if sql in _OUR_OWN else _refuse()
+
+    def close(self) -> None:
+        """Do nothing: it is closed, as far as it can be."""
+
+
+for _name in (*(name for name in dir(sqlite3.Connection) if name[0] != "_"), "__enter__"):
+    if _name not in vars(_Ended) and callable(getattr(sqlite3.Connection, _name)):
+        setattr(_Ended, _name, _refuse)
+
+
+def close(conn: sqlite3.Connection) -> None:
+    """Close a connection, unless a cursor of it is half read or somebody is in a statement: then when that is gone.
+
+    A cursor at rest does not keep it open. It cannot be told from one that goes through a slow `executemany`.
+    """
+    ended = _end(conn)
+    for _ in range(GRACE):
+        users = _users(ended)
+        if not users:
+            break
+        if _is_half_read(ended) or not all(isinstance(user, sqlite3.Cursor) for user in users):
+            _close_later(ended)
+            return
+        sleep(0.001)
+    _close(ended)
+    close_what_waits()
+
+
+def abandon(conn: sqlite3.Connection) -> None:
+    """Close a connection, unless there is a cursor of it: then when that is gone."""
+    ended = _end(conn)
+    if _users(ended):
+        _close_later(ended)
+    else:
+        _close(ended)
+    close_what_waits()
+
+
+def close_what_waits() -> None:
+    """Close the connections whose cursors are gone meanwhile."""
+    for ref in _unclosed.valuerefs():
+        conn = ref()
+        # Whoever takes it out closes it.
+        if conn is not None and not _users(conn) and _unclosed.pop(id(conn), None) is not None:
+            _close(conn)
+
+
+def _end(conn: sqlite3.Connection) -> Connection:
+    """Keep everybody from beginning another statement, roll back, and interrupt what is under way."""
+    conn.__class__ = _Ended
+    interrupt = functools.partial(sqlite3.Connection.interrupt, conn)
+    with contextlib.suppress(*FAILED):  # its borrower has closed it, or it is half read
+        if not conn.in_transaction:
+            interrupt()
+        # That stays in force while a cursor is half read, and a rollback would be refused. So the rollback comes first.
+        with Limit(PATIENCE, interrupt):
+            _forget_statements(conn)
+            if conn.in_transaction:
+                sqlite3.Connection.cursor(conn).execute("ROLLBACK")
+    with contextlib.suppress(*FAILED):
+        interrupt()
+    return cast("Connection", conn)
+
+
+def _forget_statements(conn: sqlite3.Connection) -> None:
+    """Have cursors ask for what they have been prepared for before; waits for a statement that is under way."""
+    for part in gc.get_referents(conn):
+        if isinstance(part, functools._lru_cache_wrapper):
+            part.cache_clear()
+    # A script is prepared without asking.
+    sqlite3.Connection.setlimit(conn, sqlite3.SQLITE_LIMIT_SQL_LENGTH, max(map(len, _OUR_OWN)))
+
+
+def _users(conn: Connection) -> list[object]:
+    """Return what shows that somebody may be inside: cursors, blobs, the names of methods."""
+    return [*conn.inside, *_cursors(conn)] if _can_tell() else [conn]
+
+
+def _cursors(conn: sqlite3.Connection) -> list[object]:
+    """Return the cursors and blobs of a connection, which it lists by weak references."""
+    refs = [ref for part in gc.get_referents(conn) if type(part) is list for ref in part]
+    return [user for ref in refs if isinstance(ref, weakref.ref) and (user := ref()) is not None]
+
+
+@functools.cache
+def _can_tell() -> bool:
+    """Whether this Python's connections list their cursors."""
+    with contextlib.closing(sqlite3.connect(":memory:")) as conn:
+        cursor = conn.cursor()
+        return _cursors(conn) == [cursor]
+
+
+def _is_half_read(conn: Connection) -> bool:
+    """Interrupt what is under way, and tell whether it stays so."""
+    try:
+        sqlite3.Connection.interrupt(conn)
+        sqlite3.Connection.cursor(conn).execute("SELECT 1")
+    except sqlite3.ProgrammingError:
+        return False  # closed
+    except FAILED:
+        return True
+    return False
+
+
+def _close(conn: Connection) -> None:
+    _is_half_read(conn)  # takes up an interrupt that met nobody: it would keep the log from being written back
+    with contextlib.suppress(sqlite3.Error):  # it was never open
+        sqlite3.Connection.close(conn)
+    if conn.opened is not None:
+        OPEN.discard(conn.opened)
+
+
+def _close_later(conn: Connection) -> None:
+    # Who forks may have no descriptor left to import with.
+    _fork.prepare_pins()
+    _unclosed[id(conn)] = conn
+
+
+def _in_child() -> None:
+    """Leave to the parent what is still open."""
+    for ref in _unclosed.valuerefs():
+        if (conn := ref()) is not None:
+            _fork.disown(conn, None)
+
+
+if hasattr(os, "register_at_fork"):
+    for _time in range(2):  # as in millpond._fork
+        os.register_at_fork(before=close_what_waits, after_in_child=_in_child)

@@ -1,0 +1,87 @@
+"""Cuts short what takes too long, for calls into drivers that know no limit.
+
+One thread does it for all. It is there only while something has a limit, and looks every `TICK` seconds: a limit
+costs a microsecond instead of a thread of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable
+from time import monotonic, sleep
+from typing import Final
+
+__all__ = ["TICK", "Limit"]
+
+TICK: Final = 0.05
+
+_limits: Final[dict[int, Limit]] = {}
+# It may be taken again by a signal handler.
+_lock = threading.RLock()
+_running = False
+
+
+class Limit:
+    """Calls `cut` if what is done in the `with` takes longer than about `seconds`, and again until it has ended.
+
+    `cut` must not wait. It is never called after the end of the `with`.
+    """
+
+    __slots__ = ("_cut", "_due")
+
+    def __init__(self, seconds: float, cut: Callable[[], object]) -> None:
+        self._due = monotonic() + seconds
+        self._cut = cut
+
+    def __enter__(self) -> None:
+        with _lock:
+            _limits[id(self)] = self
+            if not _running:
+                _start()
+
+    def __exit__(self, *_: object) -> None:
+        with _lock:
+            _limits.pop(id(self), None)
+
+    def check(self, now: float) -> None:
+        """Cut it short if it is time to."""
+        if now >= self._due:
+            with contextlib.suppress(Exception):  # it has ended
+                self._cut()
+
+
+def _start() -> None:
+    global _running
+    # There is no thread to be had at the end of the interpreter, for one: then there is no limit.
+    with contextlib.suppress(RuntimeError):
+        threading.Thread(target=_run, name="millpond-watchdog", daemon=True).start()
+        _running = True
+
+
+def _run() -> None:
+    while _look():
+        sleep(TICK)
+
+
+def _look() -> bool:
+    """Cut short what is overdue; tell whether there is anything left to wait for."""
+    global _running
+    with _lock:
+        now = monotonic()
+        for limit in list(_limits.values()):
+            limit.check(now)
+        _running = bool(_limits)
+        return _running
+
+
+def _in_child() -> None:
+    global _lock, _running
+    _lock = threading.RLock()
+    _limits.clear()
+    _running = False
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)
