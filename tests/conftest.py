@@ -64,7 +64,7 @@ def no_thread_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         left = [
             thread
             for thread in set(threading.enumerate()) - before
-            if thread.name.startswith("millpond-") and thread.name != "millpond-watcher"
+            if thread.name.startswith("millpond-") and thread.name not in ("millpond-watcher", "millpond-watchdog")
         ]
         if not left or time.monotonic() > deadline:
             break

@@ -394,7 +394,7 @@ def test_what_the_pool_has_closed_says_so_and_does_nothing(path: Path, use: str,
         cursor.execute("insert into work values (5)")
         conn.commit()
         cursor.execute("select x from work").fetchall()
-    with pytest.raises(sqlite3.DatabaseError, match=r"the pool has closed this connection|closed database"):
+    with pytest.raises(sqlite3.DatabaseError, match=r"the pool has closed this connection|closed (database|cursor)"):
         USES[use](conn, cursor)
     conn.close()  # as often as one likes
     with Pool(Sqlite(path)) as pool, pool.connection() as other:
@@ -411,6 +411,55 @@ def test_a_block_in_which_the_connection_was_closed_does_not_end_as_if_it_were_c
         cursor.execute("insert into work values (1)")
         end(connector, ours)
     assert conn.execute("select count(*) from work").fetchone() == (10,)
+
+
+@pytest.mark.parametrize("end", [Sqlite.close, Sqlite.abandon])
+def test_what_goes_on_after_its_connection_was_ended_commits_nothing(
+    connector: Sqlite, conn: sqlite3.Connection, end: Callable[[Sqlite, sqlite3.Connection], None]
+) -> None:
+    ours = connector.open(5)
+
+    def rows() -> Iterator[tuple[int]]:
+        yield (100,)
+        end(connector, ours)
+        yield (101,)
+        yield (102,)
+
+    with pytest.raises(sqlite3.Error):
+        ours.executemany("insert into work values (?)", rows())
+    assert conn.execute("select count(*) from work").fetchone() == (10,)
+
+
+@pytest.mark.parametrize("end", [Sqlite.close, Sqlite.abandon])
+def test_a_parameter_that_takes_long_keeps_its_connection_from_being_freed(
+    connector: Sqlite, conn: sqlite3.Connection, end: Callable[[Sqlite, sqlite3.Connection], None]
+) -> None:
+    ours = connector.open(5)
+
+    class Slow:
+        def __conform__(self, protocol: object) -> int:
+            end(connector, ours)
+            return 100
+
+    with contextlib.suppress(sqlite3.Error):
+        ours.execute("insert into work values (?)", (Slow(),))
+    assert conn.execute("select count(*) from work").fetchone() == (10,)
+
+
+@pytest.mark.parametrize("end", [Sqlite.close, Sqlite.abandon])
+def test_a_blob_that_was_kept_locks_nobody_out(
+    connector: Sqlite, conn: sqlite3.Connection, end: Callable[[Sqlite, sqlite3.Connection], None]
+) -> None:
+    conn.execute("insert into work values (zeroblob(10))")
+    conn.commit()
+    ours = connector.open(5)
+    blob = ours.blobopen("work", "x", 11)
+    blob.write(b"12")
+    end(connector, ours)
+    conn.execute("insert into work values (99)")
+    conn.commit()
+    with pytest.raises(sqlite3.ProgrammingError):
+        blob.write(b"34")
 
 
 def test_a_backup_of_a_connection_that_the_pool_closes_meanwhile_goes_on(

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import os
+import random
 import sqlite3
 import threading
 import time
 
 import pytest
 
+from millpond.connectors import _watchdog
 from millpond.connectors._watchdog import TICK, Limit
 
 ENDLESS = "with recursive n(i) as (select 1 union all select i + 1 from n) select count(*) from n"
@@ -55,7 +57,10 @@ def test_nothing_is_cut_after_its_end() -> None:
     assert late == []
 
 
-def test_one_thread_does_it_for_all_and_is_gone_when_nothing_is_left() -> None:
+def test_one_thread_does_it_for_all_and_goes_when_nothing_was_left_for_a_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_watchdog, "LINGER", 0.2)
     limits = [Limit(60.0, lambda: None) for _ in range(100)]
     for limit in limits:
         limit.__enter__()
@@ -68,6 +73,17 @@ def test_one_thread_does_it_for_all_and_is_gone_when_nothing_is_left() -> None:
         time.sleep(0.001)
     with Limit(60.0, lambda: None):
         assert watchdogs() == 1
+
+
+def test_a_limit_that_begins_while_the_thread_rests_or_is_about_to_go_is_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_watchdog, "LINGER", 0.01)
+    for _ in range(30):
+        cut = threading.Event()
+        with Limit(0.0, cut.set):
+            assert cut.wait(30)
+        time.sleep(TICK + random.random() * 0.02)
 
 
 def test_a_child_has_one_of_its_own() -> None:

@@ -13,6 +13,7 @@ import functools
 import gc
 import os
 import sqlite3
+import sys
 import weakref
 from collections.abc import Callable
 from time import sleep
@@ -27,7 +28,7 @@ FAILED: Final = sqlite3.Error, SystemError, UnicodeError
 """What sqlite3 raises: the last two if another thread, on the same connection, has overwritten the error."""
 PATIENCE: Final = 0.1
 """Seconds that a rollback waits for a statement that somebody is in, before that is interrupted."""
-GRACE: Final = 10
+GRACE: Final = 3
 """Milliseconds that whoever was interrupted has to come out of a statement."""
 
 # Whatever this process has open, or is about to open: which database, and a number that tells one from another.
@@ -35,7 +36,7 @@ OPEN: Final[set[tuple[str, int]]] = set()
 # What has been ended, and cannot be closed yet.
 _unclosed: Final[weakref.WeakValueDictionary[int, Connection]] = weakref.WeakValueDictionary()
 # Statements that do no harm.
-_OUR_OWN: Final = ("ROLLBACK", "SELECT 1")
+_OUR_OWN: Final = ("PRAGMA query_only=1", "ROLLBACK", "SELECT 1")
 
 
 def _refuse(*_: object, **__: object) -> NoReturn:
@@ -50,18 +51,22 @@ class Connection(sqlite3.Connection):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 (as sqlite3 has it)
         self.inside: collections.deque[str] = collections.deque()
+        self.has_callback = False
         super().__init__(*args, **kwargs)
 
     def __exit__(self, *error: Any) -> Literal[False]:  # noqa: ANN401 (as sqlite3 has it)
         # It is looked up at the beginning of a block, in which the connection may be ended.
-        return _refuse() if isinstance(self, _Ended) else super().__exit__(*error)
+        if isinstance(self, _Ended):
+            _refuse()
+        _exit(self, *error)
+        return False
 
     def __del__(self) -> None:
         _close(self)
 
 
 def _seen(name: str) -> Callable[..., Any]:
-    """Return a method that is long at work without a cursor; it is seen while it is."""
+    """Return a method that is at work without a cursor; while it is, that is seen."""
     method = getattr(sqlite3.Connection, name)
 
     @functools.wraps(method)
@@ -75,9 +80,27 @@ def _seen(name: str) -> Callable[..., Any]:
     return seen
 
 
-for _name in ("backup", "blobopen", "deserialize", "load_extension", "serialize"):
+def _noted(name: str) -> Callable[..., Any]:
+    """Return a method by which a callback is set; that is remembered."""
+    method = getattr(sqlite3.Connection, name)
+
+    @functools.wraps(method)
+    def noted(conn: Connection, *args: object, **kwargs: object) -> object:
+        conn.has_callback = True
+        return method(conn, *args, **kwargs)
+
+    return noted
+
+
+_exit = _seen("__exit__")
+for _name in (
+    *("backup", "blobopen", "commit", "deserialize"),
+    *("executescript", "load_extension", "rollback", "serialize"),
+):
     if hasattr(sqlite3.Connection, _name):  # SQLite may have been built without
         setattr(Connection, _name, _seen(_name))
+for _name in ("set_authorizer", "set_progress_handler", "set_trace_callback"):
+    setattr(Connection, _name, _noted(_name))
 
 
 class _Ended(Connection):
@@ -96,20 +119,19 @@ for _name in (*(name for name in dir(sqlite3.Connection) if name[0] != "_"), "__
 
 
 def close(conn: sqlite3.Connection) -> None:
-    """Close a connection, unless a cursor of it is half read or somebody is in a statement: then when that is gone.
+    """Close a connection, unless somebody is in a statement or a cursor is half read: then when that is gone.
 
-    A cursor at rest does not keep it open. It cannot be told from one that goes through a slow `executemany`.
+    A cursor at rest does not keep it open, and is closed with it.
     """
     ended = _end(conn)
     for _ in range(GRACE):
-        users = _users(ended)
-        if not users:
+        if not _users(ended):
             break
-        if _is_half_read(ended) or not all(isinstance(user, sqlite3.Cursor) for user in users):
-            _close_later(ended)
-            return
         sleep(0.001)
-    _close(ended)
+    if all(_is_at_rest(user, ended) for user in _users(ended)):
+        _close(ended)
+    else:
+        _close_later(ended)
     close_what_waits()
 
 
@@ -135,27 +157,40 @@ def close_what_waits() -> None:
 def _end(conn: sqlite3.Connection) -> Connection:
     """Keep everybody from beginning another statement, roll back, and interrupt what is under way."""
     conn.__class__ = _Ended
+    ended = cast("Connection", conn)
+    if _users(ended):
+        with contextlib.suppress(*FAILED):  # its borrower has closed it, or it is half read
+            _stop(ended)
+        for user in _users(ended):
+            # A blob that is kept keeps others out. In a call, or a block, there is another reference to it.
+            if isinstance(user, sqlite3.Blob) and sys.getrefcount(user) <= _KEPT:
+                user.close()
+    return ended
+
+
+_KEPT: Final = 4
+"""References to an object in a list that one goes through, if there is one more."""
+
+
+def _stop(conn: Connection) -> None:
     interrupt = functools.partial(sqlite3.Connection.interrupt, conn)
-    with contextlib.suppress(*FAILED):  # its borrower has closed it, or it is half read
-        if not conn.in_transaction:
-            interrupt()
-        # That stays in force while a cursor is half read, and a rollback would be refused. So the rollback comes first.
-        with Limit(PATIENCE, interrupt):
-            _forget_statements(conn)
-            if conn.in_transaction:
-                sqlite3.Connection.cursor(conn).execute("ROLLBACK")
-    with contextlib.suppress(*FAILED):
+    if conn.has_callback:
+        # A statement of ours would call it, and wait with SQLite's lock for Python's; who is inside may do the reverse.
         interrupt()
-    return cast("Connection", conn)
-
-
-def _forget_statements(conn: sqlite3.Connection) -> None:
-    """Have cursors ask for what they have been prepared for before; waits for a statement that is under way."""
-    for part in gc.get_referents(conn):
-        if isinstance(part, functools._lru_cache_wrapper):
-            part.cache_clear()
-    # A script is prepared without asking.
-    sqlite3.Connection.setlimit(conn, sqlite3.SQLITE_LIMIT_SQL_LENGTH, max(map(len, _OUR_OWN)))
+        return
+    if not conn.in_transaction:
+        interrupt()
+    # That stays in force while a cursor is half read, and a rollback would be refused. So the rollback comes first.
+    with Limit(PATIENCE, interrupt):
+        for part in gc.get_referents(conn):
+            if isinstance(part, functools._lru_cache_wrapper):
+                part.cache_clear()  # a cursor executes without asking what it finds there
+        cursor = sqlite3.Connection.cursor(conn)
+        # What goes on after the rollback, as `executemany` and scripts do, would be committed.
+        cursor.execute("PRAGMA query_only=1")
+        if conn.in_transaction:
+            cursor.execute("ROLLBACK")
+    interrupt()
 
 
 def _users(conn: Connection) -> list[object]:
@@ -163,10 +198,21 @@ def _users(conn: Connection) -> list[object]:
     return [*conn.inside, *_cursors(conn)] if _can_tell() else [conn]
 
 
+def _is_at_rest(user: object, conn: Connection) -> bool:
+    """Tell whether nobody is inside of a cursor, and close it if so."""
+    if not isinstance(user, sqlite3.Cursor) or conn.has_callback or _is_half_read(conn):
+        return False
+    try:
+        user.close()
+    except sqlite3.ProgrammingError as error:
+        return "Recursive" not in str(error)  # the connection is closed
+    return True
+
+
 def _cursors(conn: sqlite3.Connection) -> list[object]:
     """Return the cursors and blobs of a connection, which it lists by weak references."""
-    refs = [ref for part in gc.get_referents(conn) if type(part) is list for ref in part]
-    return [user for ref in refs if isinstance(ref, weakref.ref) and (user := ref()) is not None]
+    lists = [part for part in gc.get_referents(conn) if type(part) is list]
+    return [user for part in lists for ref in part if type(ref) is weakref.ref and (user := ref()) is not None]
 
 
 @functools.cache

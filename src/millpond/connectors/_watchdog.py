@@ -1,7 +1,7 @@
 """Cuts short what takes too long, for calls into drivers that know no limit.
 
-One thread does it for all. It is there only while something has a limit, and looks every `TICK` seconds: a limit
-costs a microsecond instead of a thread of its own.
+One thread does it for all. It looks every `TICK` seconds while something has a limit, and goes after `LINGER` seconds
+without: so a limit costs microseconds, and not a thread of its own.
 """
 
 from __future__ import annotations
@@ -16,11 +16,14 @@ from typing import Final
 __all__ = ["TICK", "Limit"]
 
 TICK: Final = 0.05
+LINGER: Final = 5.0
 
 _limits: Final[dict[int, Limit]] = {}
 # It may be taken again by a signal handler.
 _lock = threading.RLock()
+_wake = threading.Event()
 _running = False
+_resting = False
 
 
 class Limit:
@@ -40,6 +43,8 @@ class Limit:
             _limits[id(self)] = self
             if not _running:
                 _start()
+            elif _resting:
+                _wake.set()
 
     def __exit__(self, *_: object) -> None:
         with _lock:
@@ -61,26 +66,37 @@ def _start() -> None:
 
 
 def _run() -> None:
-    while _look():
+    while _look() or _is_woken():
         sleep(TICK)
 
 
 def _look() -> bool:
     """Cut short what is overdue; tell whether there is anything left to wait for."""
-    global _running
+    global _resting
     with _lock:
         now = monotonic()
         for limit in list(_limits.values()):
             limit.check(now)
+        _resting = not _limits
+        return not _resting
+
+
+def _is_woken() -> bool:
+    """Wait until something has a limit; tell whether it was so within `LINGER` seconds."""
+    global _running, _resting
+    _wake.wait(LINGER)
+    with _lock:
+        _wake.clear()
+        _resting = False
         _running = bool(_limits)
         return _running
 
 
 def _in_child() -> None:
-    global _lock, _running
-    _lock = threading.RLock()
+    global _lock, _wake, _running, _resting
+    _lock, _wake = threading.RLock(), threading.Event()
     _limits.clear()
-    _running = False
+    _running = _resting = False
 
 
 if hasattr(os, "register_at_fork"):

@@ -196,8 +196,8 @@ class Sqlite:
     def close(self, conn: sqlite3.Connection) -> None:
         """Close the connection; the last one to a WAL file writes its log back, which may take a while.
 
-        Whoever still has a cursor of it gets 10 ms to come out of a statement. One that was read in part keeps the file
-        open until it is dropped.
+        A thread that is in a statement is interrupted. While it does not come out, or a cursor is half read, the file
+        stays open.
         """
         _sqlite_connection.close(conn)
 
