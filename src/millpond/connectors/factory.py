@@ -233,8 +233,9 @@ def cut_number(number: int, inode: int | None = None) -> None:
 
 def _drain(sock: socket.socket) -> None:
     """Throw away what has arrived at a socket that was cut. Then there is room, the peer sends, and is told."""
+    sock.setblocking(False)  # for whoever else reads it, too, who does not wait any more either
     with contextlib.suppress(OSError):  # nothing is left
-        while sock.recv(1 << 16, socket.MSG_DONTWAIT):
+        while sock.recv(1 << 16):
             pass
 
 
