@@ -193,7 +193,7 @@ def test_a_scrape_while_pools_are_made_and_used_breaks_neither(scrape: Scrape) -
 
     with ThreadPoolExecutor(2) as threads:
         works = [threads.submit(work) for _ in range(2)]
-        for _ in range(20):
+        for _ in range(6):
             scrape()
         ended.set()
         assert all(work.result(10) for work in works)

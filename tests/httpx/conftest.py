@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
@@ -18,11 +20,33 @@ import millpond
 from .server import Http2Server, Server, trusting
 
 Way = Literal["threads", "asyncio", "trio"]
+WAYS = ["threads", "asyncio", "trio"]
 TRUST = trusting()
 # httpx2 is not there where the oldest versions are tested: it wants newer ones of others.
 LIBRARIES: dict[str, tuple[ModuleType, ModuleType]] = {
     name: (import_module(name), import_module(f"millpond.{name}")) for name in ("httpx", "httpx2") if find_spec(name)
 }
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Try each library with every other way to use it: both are one code of millpond's.
+
+    Python 3.13 has those that 3.11 has not; where there is one library, it has all.
+    """
+    if len(LIBRARIES) < 2 or config.getoption("--thorough"):
+        return
+    left = [item for item in items if Path(__file__).parent in item.path.parents and not _is_tried(item)]
+    config.hook.pytest_deselected(items=left)
+    items[:] = [item for item in items if item not in left]
+
+
+def _is_tried(item: pytest.Item) -> bool:
+    params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+    way = params.get("loop", params.get("way"))
+    if way is None or "library" not in params:
+        return True
+    turn = list(LIBRARIES).index(str(params["library"])) + WAYS.index(str(way)) + sys.version_info.minor // 2
+    return turn % 2 == 0
 
 
 async def in_thread(function: Callable[..., Any], *args: object) -> Any:

@@ -22,7 +22,7 @@ from .patience import until
 
 PROGRAM = Path(__file__).parent / "programs" / "standstill.py"
 TIMEOUT = 2.0
-WAYS = ["looping", "looping", "pausing", "pausing", "holding", "holding", "tasks", "tasks"]
+WAYS = ["looping", "pausing", "holding", "tasks"]
 
 
 @pytest.fixture(scope="module")

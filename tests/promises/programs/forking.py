@@ -26,10 +26,6 @@ import warnings
 from typing import Any
 
 from millpond import AsyncPool, ConnectFailed, Pool
-from millpond.connectors.asyncpg import Asyncpg
-from millpond.connectors.psycopg import Psycopg
-from millpond.connectors.sockets import Socket
-from millpond.connectors.sqlite import Sqlite
 
 IDLE = 3
 
@@ -49,16 +45,9 @@ def ask(kind: str, conn: Any) -> int:
 
 
 def make(kind: str, target: str) -> Pool[Any]:
-    """Make the pool."""
-    connector: Any
-    if kind == "psycopg":
-        connector = Psycopg(target)
-    elif kind == "sqlite":
-        connector = Sqlite(target)
-    else:
-        host, _, port = target.partition(":")
-        connector = Socket(host, int(port))
-    return Pool(connector, max_size=10)
+    """Make the pool; only what it needs is imported, which takes longer than the rest."""
+    url = {"psycopg": target, "sqlite": f"sqlite:///{target}"}.get(kind, f"tcp://{target}")
+    return Pool.from_url(url, max_size=10)
 
 
 def parent_of(kind: str, target: str, way: str) -> None:
@@ -142,6 +131,8 @@ def parent_of(kind: str, target: str, way: str) -> None:
 
 async def tasks(target: str) -> None:
     """Be the parent in an event loop; the child runs a loop of its own."""
+    from millpond.connectors.asyncpg import Asyncpg
+
     pool = AsyncPool[Any](Asyncpg(target), max_size=10)
     conns = [await pool.acquire() for _ in range(IDLE + 1)]
     for conn in conns[1:]:

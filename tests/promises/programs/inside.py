@@ -2,6 +2,8 @@
 
 `inside.py threads|tasks DRIVER POSTGRES VALKEY ECHO FOLDER` prints, as JSON: by way, what became of the four who borrow
 next and of who was inside; and how many descriptors more there are at the end.
+
+Each driver is imported where it is needed: together they take longer than all else.
 """
 
 from __future__ import annotations
@@ -18,16 +20,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-import psycopg
-
 from millpond import AsyncPool, Pool
-from millpond.connectors.aiosqlite import Aiosqlite
-from millpond.connectors.asyncpg import Asyncpg
-from millpond.connectors.dbapi import DBAPI
-from millpond.connectors.psycopg import AsyncPsycopg, Psycopg
-from millpond.connectors.redis import AsyncRedis, Redis
-from millpond.connectors.sockets import AsyncSocket, Socket
-from millpond.connectors.sqlite import Sqlite
 
 SLEEP: Final = "select pg_sleep(60)"
 COPY: Final = "copy (select pg_sleep(60)) to stdout"
@@ -111,35 +104,64 @@ def go_on(conn: Any) -> None:
         conn.serialize()
 
 
-def sqlite() -> Sqlite:
-    return Sqlite(Path(folder) / "inside.db", busy_timeout=1)
+def psycopg() -> object:
+    from millpond.connectors.psycopg import Psycopg
+
+    return Psycopg(postgres)
 
 
-def psycopg2() -> DBAPI[Any]:
+def psycopg_own() -> object:
+    from psycopg import Connection
+
+    from millpond.connectors.psycopg import Psycopg
+
+    class Own(Connection[Any]):
+        """A connection with a goodbye of its own, for which it needs psycopg's lock."""
+
+        def close(self) -> None:
+            if not self.closed:
+                self.execute("select 'goodbye'")
+            super().close()
+
+    return Psycopg(postgres, connection_class=Own)
+
+
+def psycopg2() -> object:
     from psycopg2 import connect
+
+    from millpond.connectors.dbapi import DBAPI
 
     return DBAPI(connect, postgres)
 
 
-class Own(psycopg.Connection[Any]):
-    """A connection with a goodbye of its own, for which it needs psycopg's lock."""
+def redis() -> object:
+    from millpond.connectors.redis import Redis
 
-    def close(self) -> None:
-        if not self.closed:
-            self.execute("select 'goodbye'")
-        super().close()
+    return Redis(valkey)
+
+
+def sqlite() -> object:
+    from millpond.connectors.sqlite import Sqlite
+
+    return Sqlite(Path(folder) / "inside.db", busy_timeout=1)
+
+
+def stream() -> object:
+    from millpond.connectors.sockets import Socket
+
+    return Socket("127.0.0.1", int(echo))
 
 
 THREADS: Final = {
-    "psycopg": Driver(lambda: Psycopg(postgres), sql("select 42"), sql(SLEEP)),
-    "psycopg-copy": Driver(lambda: Psycopg(postgres), sql("select 42"), copy),
-    "psycopg-own": Driver(lambda: Psycopg(postgres, connection_class=Own), sql("select 42"), sql(SLEEP)),
+    "psycopg": Driver(psycopg, sql("select 42"), sql(SLEEP)),
+    "psycopg-copy": Driver(psycopg, sql("select 42"), copy),
+    "psycopg-own": Driver(psycopg_own, sql("select 42"), sql(SLEEP)),
     "psycopg2": Driver(psycopg2, sql("select 42"), sql(SLEEP)),
-    "redis": Driver(lambda: Redis(valkey), command("ECHO", "42"), command("BLPOP", "nothing", 60), but=REDIS),
+    "redis": Driver(redis, command("ECHO", "42"), command("BLPOP", "nothing", 60), but=REDIS),
     "sqlite": Driver(sqlite, sql("select 42"), sql(ENDLESS)),
     "sqlite-writing": Driver(sqlite, sql("select 42"), write),
     "sqlite-moments": Driver(sqlite, sql("select 42"), go_on, but=MOMENTS),
-    "socket": Driver(lambda: Socket("127.0.0.1", int(echo)), say, hear, but=SOCKET),
+    "socket": Driver(stream, say, hear, but=SOCKET),
 }
 
 
@@ -277,17 +299,43 @@ async def async_say(conn: Any) -> bytes:
     return answer
 
 
+def async_psycopg() -> object:
+    from millpond.connectors.psycopg import AsyncPsycopg
+
+    return AsyncPsycopg(postgres)
+
+
+def asyncpg() -> object:
+    from millpond.connectors.asyncpg import Asyncpg
+
+    return Asyncpg(postgres)
+
+
+def aiosqlite() -> object:
+    from millpond.connectors.aiosqlite import Aiosqlite
+
+    return Aiosqlite(Path(folder) / "inside.db")
+
+
+def async_redis() -> object:
+    from millpond.connectors.redis import AsyncRedis
+
+    return AsyncRedis(valkey)
+
+
+def async_stream() -> object:
+    from millpond.connectors.sockets import AsyncSocket
+
+    return AsyncSocket("127.0.0.1", int(echo))
+
+
 TASKS: Final = {
-    "psycopg": Driver(lambda: AsyncPsycopg(postgres), async_sql("select 42"), async_sql(SLEEP)),
-    "psycopg-copy": Driver(lambda: AsyncPsycopg(postgres), async_sql("select 42"), async_copy),
-    "asyncpg": Driver(
-        lambda: Asyncpg(postgres), lambda conn: conn.fetchval("select 42"), lambda conn: conn.fetchval(SLEEP)
-    ),
-    "aiosqlite": Driver(lambda: Aiosqlite(Path(folder) / "inside.db"), async_sql("select 42"), async_sql(ENDLESS)),
-    "redis": Driver(
-        lambda: AsyncRedis(valkey), async_command("ECHO", "42"), async_command("BLPOP", "nothing", 60), but=REDIS
-    ),
-    "socket": Driver(lambda: AsyncSocket("127.0.0.1", int(echo)), async_say, lambda conn: conn.receive()),
+    "psycopg": Driver(async_psycopg, async_sql("select 42"), async_sql(SLEEP)),
+    "psycopg-copy": Driver(async_psycopg, async_sql("select 42"), async_copy),
+    "asyncpg": Driver(asyncpg, lambda conn: conn.fetchval("select 42"), lambda conn: conn.fetchval(SLEEP)),
+    "aiosqlite": Driver(aiosqlite, async_sql("select 42"), async_sql(ENDLESS)),
+    "redis": Driver(async_redis, async_command("ECHO", "42"), async_command("BLPOP", "nothing", 60), but=REDIS),
+    "socket": Driver(async_stream, async_say, lambda conn: conn.receive()),
 }
 
 Enter = Callable[[Any], Awaitable[None]]
