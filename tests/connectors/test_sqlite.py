@@ -446,6 +446,32 @@ def test_a_parameter_that_takes_long_keeps_its_connection_from_being_freed(
     assert conn.execute("select count(*) from work").fetchone() == (10,)
 
 
+CALLBACKS: dict[str, Callable[[sqlite3.Connection], None]] = {
+    "trace": lambda conn: conn.set_trace_callback(lambda _: None),
+    "authorizer": lambda conn: conn.set_authorizer(lambda *_: sqlite3.SQLITE_OK),
+    "progress": lambda conn: conn.set_progress_handler(lambda: 0, 1),
+}
+
+
+@pytest.mark.parametrize("end", [Sqlite.close, Sqlite.abandon])
+@pytest.mark.parametrize("callback", CALLBACKS)
+def test_a_connection_with_a_callback_and_a_cursor_that_is_kept_locks_nobody_out(
+    connector: Sqlite,
+    conn: sqlite3.Connection,
+    callback: str,
+    end: Callable[[Sqlite, sqlite3.Connection], None],
+) -> None:
+    ours = connector.open(5)
+    CALLBACKS[callback](ours)
+    cursor = ours.execute("insert into work values (7)")
+    end(connector, ours)
+    conn.execute("insert into work values (99)")
+    conn.commit()
+    assert conn.execute("select count(*) from work").fetchone() == (11,)
+    with pytest.raises(sqlite3.ProgrammingError):
+        cursor.execute("select 1")
+
+
 @pytest.mark.parametrize("end", [Sqlite.close, Sqlite.abandon])
 def test_a_blob_that_was_kept_locks_nobody_out(
     connector: Sqlite, conn: sqlite3.Connection, end: Callable[[Sqlite, sqlite3.Connection], None]

@@ -7,7 +7,6 @@ is closed when no cursor of it is left, for whoever is in a statement has one.
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import functools
 import gc
@@ -50,8 +49,9 @@ class Connection(sqlite3.Connection):
     opened: tuple[str, int] | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 (as sqlite3 has it)
-        self.inside: collections.deque[str] = collections.deque()
-        self.has_callback = False
+        self.inside: set[object] = set()
+        self.callbacks: set[str] = set()
+        self.interrupted = False
         super().__init__(*args, **kwargs)
 
     def __exit__(self, *error: Any) -> Literal[False]:  # noqa: ANN401 (as sqlite3 has it)
@@ -71,23 +71,25 @@ def _seen(name: str) -> Callable[..., Any]:
 
     @functools.wraps(method)
     def seen(conn: Connection, *args: object, **kwargs: object) -> object:
-        conn.inside.append(name)
+        token = object()
         try:
+            conn.inside.add(token)
             return method(conn, *args, **kwargs)
         finally:
-            conn.inside.pop()
+            conn.inside.discard(token)
 
     return seen
 
 
 def _noted(name: str) -> Callable[..., Any]:
-    """Return a method by which a callback is set; that is remembered."""
+    """Return a method by which a callback is set, or taken back with None; that is remembered."""
     method = getattr(sqlite3.Connection, name)
 
     @functools.wraps(method)
     def noted(conn: Connection, *args: object, **kwargs: object) -> object:
-        conn.has_callback = True
-        return method(conn, *args, **kwargs)
+        result = method(conn, *args, **kwargs)
+        (conn.callbacks.discard if None in (*args[:1], *kwargs.values()) else conn.callbacks.add)(name)
+        return result
 
     return noted
 
@@ -137,6 +139,9 @@ def close(conn: sqlite3.Connection) -> None:
 
 def abandon(conn: sqlite3.Connection) -> None:
     """Close a connection, unless there is a cursor of it: then when that is gone."""
+    if cast("Connection", conn).callbacks:
+        close(conn)  # it could not be rolled back, and would keep others out
+        return
     ended = _end(conn)
     if _users(ended):
         _close_later(ended)
@@ -174,7 +179,8 @@ _KEPT: Final = 4
 
 def _stop(conn: Connection) -> None:
     interrupt = functools.partial(sqlite3.Connection.interrupt, conn)
-    if conn.has_callback:
+    conn.interrupted = True
+    if conn.callbacks:
         # A statement of ours would call it, and wait with SQLite's lock for Python's; who is inside may do the reverse.
         interrupt()
         return
@@ -200,10 +206,10 @@ def _users(conn: Connection) -> list[object]:
 
 def _is_at_rest(user: object, conn: Connection) -> bool:
     """Tell whether nobody is inside of a cursor, and close it if so."""
-    if not isinstance(user, sqlite3.Cursor) or conn.has_callback or _is_half_read(conn):
+    if not isinstance(user, sqlite3.Cursor) or (not conn.callbacks and _is_half_read(conn)):
         return False
     try:
-        user.close()
+        sqlite3.Cursor.close(user)
     except sqlite3.ProgrammingError as error:
         return "Recursive" not in str(error)  # the connection is closed
     return True
@@ -236,7 +242,8 @@ def _is_half_read(conn: Connection) -> bool:
 
 
 def _close(conn: Connection) -> None:
-    _is_half_read(conn)  # takes up an interrupt that met nobody: it would keep the log from being written back
+    if conn.interrupted:
+        _is_half_read(conn)  # takes up an interrupt that met nobody: it would keep the log from being written back
     with contextlib.suppress(sqlite3.Error):  # it was never open
         sqlite3.Connection.close(conn)
     if conn.opened is not None:

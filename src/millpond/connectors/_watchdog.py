@@ -16,13 +16,13 @@ from typing import Final
 __all__ = ["TICK", "Limit"]
 
 TICK: Final = 0.05
-LINGER: Final = 5.0
+LINGER: Final = 1.0
 
 _limits: Final[dict[int, Limit]] = {}
 # It may be taken again by a signal handler.
 _lock = threading.RLock()
 _wake = threading.Event()
-_running = False
+_thread: threading.Thread | None = None
 _resting = False
 
 
@@ -40,11 +40,15 @@ class Limit:
 
     def __enter__(self) -> None:
         with _lock:
-            _limits[id(self)] = self
-            if not _running:
+            if _thread is None or not _thread.is_alive():
                 _start()
-            elif _resting:
-                _wake.set()
+            try:
+                _limits[id(self)] = self
+                if _resting:
+                    _wake.set()
+            except BaseException:
+                _limits.pop(id(self), None)
+                raise
 
     def __exit__(self, *_: object) -> None:
         with _lock:
@@ -58,11 +62,11 @@ class Limit:
 
 
 def _start() -> None:
-    global _running
+    global _thread
+    _thread = threading.Thread(target=_run, name="millpond-watchdog", daemon=True)
     # There is no thread to be had at the end of the interpreter, for one: then there is no limit.
     with contextlib.suppress(RuntimeError):
-        threading.Thread(target=_run, name="millpond-watchdog", daemon=True).start()
-        _running = True
+        _thread.start()
 
 
 def _run() -> None:
@@ -83,20 +87,21 @@ def _look() -> bool:
 
 def _is_woken() -> bool:
     """Wait until something has a limit; tell whether it was so within `LINGER` seconds."""
-    global _running, _resting
+    global _thread, _resting
     _wake.wait(LINGER)
     with _lock:
         _wake.clear()
         _resting = False
-        _running = bool(_limits)
-        return _running
+        if not _limits:
+            _thread = None
+        return bool(_limits)
 
 
 def _in_child() -> None:
-    global _lock, _wake, _running, _resting
+    global _lock, _wake, _thread, _resting
     _lock, _wake = threading.RLock(), threading.Event()
     _limits.clear()
-    _running = _resting = False
+    _thread, _resting = None, False
 
 
 if hasattr(os, "register_at_fork"):
