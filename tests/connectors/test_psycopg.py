@@ -595,9 +595,6 @@ def test_a_full_socket_does_not_hold_up_abandoning(postgres: Postgres, proxy: Wi
         connector.abandon(conn)
 
 
-# Opening
-
-
 def test_a_server_that_waits_to_send_more_is_told_while_a_reader_that_pauses_still_has_the_connection(
     postgres: Postgres,
 ) -> None:
@@ -607,8 +604,9 @@ def test_a_server_that_waits_to_send_more_is_told_while_a_reader_that_pauses_sti
             state = f"select wait_event from pg_stat_activity where pid = {conn.info.backend_pid}"
             rows = conn.cursor().stream("select repeat('x', 1000) from generate_series(1, 1000000)")
             next(rows)
-            waits = 0
+            end, waits = monotonic() + 60, 0
             while waits < 20:  # both ends' buffers are full
+                assert monotonic() < end
                 waits = waits + 1 if postgres.execute(state) == [["ClientWrite"]] else 0
                 time.sleep(0.01)
         end = monotonic() + 10
@@ -616,6 +614,9 @@ def test_a_server_that_waits_to_send_more_is_told_while_a_reader_that_pauses_sti
             assert monotonic() < end
     with pytest.raises(psycopg.Error):
         list(rows)
+
+
+# Opening
 
 
 def test_the_password_is_asked_for_at_every_open(postgres: Postgres) -> None:

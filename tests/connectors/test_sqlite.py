@@ -7,6 +7,7 @@ import sqlite3
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -430,6 +431,37 @@ def test_what_goes_on_after_its_connection_was_ended_commits_nothing(
     assert conn.execute("select count(*) from work").fetchone() == (10,)
 
 
+def test_a_cursor_takes_no_statement_of_before_while_it_keeps_its_connection_open(
+    connector: Sqlite, conn: sqlite3.Connection
+) -> None:
+    ours = connector.open(5)
+    cursor = ours.cursor()
+    cursor.execute("select x from work").fetchall()
+    connector.abandon(ours)
+    with pytest.raises(sqlite3.ProgrammingError, match="the pool has closed this connection"):
+        cursor.execute("select x from work")
+
+
+@pytest.mark.parametrize("end", [Sqlite.close, Sqlite.abandon])
+def test_a_commit_under_way_keeps_its_connection_from_being_freed(
+    connector: Sqlite, conn: sqlite3.Connection, end: Callable[[Sqlite, sqlite3.Connection], None]
+) -> None:
+    ours = connector.open(5)
+    ours.execute("insert into work values (100)").close()
+    open_still: list[int] = []
+
+    def strike(statement: str) -> None:
+        if statement == "COMMIT":
+            end(connector, ours)
+            open_still.append(ours.total_changes)  # raises if it is closed
+
+    ours.set_trace_callback(strike)
+    with contextlib.suppress(sqlite3.Error):  # it may have been interrupted
+        ours.commit()
+    assert len(open_still) == 1
+    assert conn.execute("select count(*) from work").fetchone() in [(10,), (11,)]
+
+
 @pytest.mark.parametrize("end", [Sqlite.close, Sqlite.abandon])
 def test_a_parameter_that_takes_long_keeps_its_connection_from_being_freed(
     connector: Sqlite, conn: sqlite3.Connection, end: Callable[[Sqlite, sqlite3.Connection], None]
@@ -509,6 +541,16 @@ def test_a_closed_pool_has_its_files_closed_and_its_log_written_back(path: Path,
     links = [os.readlink(file) for file in Path("/proc/self/fd").iterdir() if file.is_symlink()]
     assert not [link for link in links if link.startswith(str(tmp_path))]
     del conn
+
+
+def test_an_interrupt_that_met_nobody_does_not_keep_the_log_from_being_written_back(path: Path) -> None:
+    connector = Sqlite(path)
+    ours = connector.open(5)
+    ours.set_trace_callback(lambda _: None)
+    cursor = ours.execute("create table work (x int)")
+    connector.close(ours)
+    assert {file.name for file in path.parent.iterdir()} == {"app.db"}
+    del cursor
 
 
 def test_what_was_half_read_keeps_its_file_until_it_is_dropped_and_locks_nobody_out(path: Path) -> None:
@@ -654,6 +696,8 @@ def test_a_child_leaves_alone_what_its_parent_is_still_reading(path: Path, wal: 
             conn.commit()
         held = [conn.execute("select * from work")]
         held[0].fetchone()
+        left = weakref.ref(conn)
+        del conn
         pool.refresh()
         while pool.stats().size:
             time.sleep(0.001)
@@ -661,12 +705,12 @@ def test_a_child_leaves_alone_what_its_parent_is_still_reading(path: Path, wal: 
         def work() -> None:
             held.clear()
             gc.collect()
+            assert left() is not None  # it would be closed, and SQLite's locks are the parent's
             with pytest.raises(ConnectFailed, match="forked"), Pool(connector, timeout=5).connection():
                 pass
 
         assert in_child(work) == 0
         held.clear()
-        del conn
         with pool.connection():
             pass
     assert in_child(lambda: Pool(connector).warm(5)) == 0

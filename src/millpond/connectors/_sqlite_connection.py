@@ -164,7 +164,8 @@ def _end(conn: sqlite3.Connection) -> Connection:
     conn.__class__ = _Ended
     ended = cast("Connection", conn)
     if _users(ended):
-        with contextlib.suppress(*FAILED):  # its borrower has closed it, or it is half read
+        # Its borrower has closed it; or it is half read; or no thread can be had for the limit.
+        with contextlib.suppress(*FAILED, RuntimeError):
             _stop(ended)
         for user in _users(ended):
             # A blob that is kept keeps others out. In a call, or a block, there is another reference to it.

@@ -29,7 +29,8 @@ _resting = False
 class Limit:
     """Calls `cut` if what is done in the `with` takes longer than about `seconds`, and again until it has ended.
 
-    `cut` must not wait. It is never called after the end of the `with`.
+    `cut` must not wait. It is never called after the end of the `with`. RuntimeError if no thread can be had for it, as
+    at the end of the interpreter.
     """
 
     __slots__ = ("_cut", "_due")
@@ -64,9 +65,7 @@ class Limit:
 def _start() -> None:
     global _thread
     _thread = threading.Thread(target=_run, name="millpond-watchdog", daemon=True)
-    # There is no thread to be had at the end of the interpreter, for one: then there is no limit.
-    with contextlib.suppress(RuntimeError):
-        _thread.start()
+    _thread.start()
 
 
 def _run() -> None:
@@ -98,10 +97,9 @@ def _is_woken() -> bool:
 
 
 def _in_child() -> None:
-    global _lock, _wake, _thread, _resting
+    global _lock, _wake
     _lock, _wake = threading.RLock(), threading.Event()
     _limits.clear()
-    _thread, _resting = None, False
 
 
 if hasattr(os, "register_at_fork"):

@@ -9,11 +9,11 @@ import math
 import os
 import socket
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from typing import Protocol, TypeVar
 
 from millpond.connector import Condition
+from millpond.connectors._watchdog import Limit
 from millpond.connectors.factory import Factory, cut
 from millpond.connectors.urls import place
 
@@ -152,15 +152,8 @@ def _limit(descriptor: int | None, timeout: float) -> Iterator[None]:
         yield
         return
     # A descriptor of our own: by the time the limit has passed, the driver's number may be somebody else's.
-    with socket.socket(fileno=os.dup(descriptor)) as twin:
-        timer = threading.Timer(timeout, cut, (twin,))
-        timer.daemon = True
-        timer.start()
-        try:
-            yield
-        finally:
-            timer.cancel()
-            timer.join()
+    with socket.socket(fileno=os.dup(descriptor)) as twin, Limit(timeout, functools.partial(cut, twin)):
+        yield
 
 
 def _takes(connect: Callable[..., object], name: str) -> bool:
