@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 from time import monotonic
 from typing import Any, Literal
 
@@ -185,10 +186,22 @@ class SoftLimit(Exception):
 
 @contextlib.contextmanager
 def struck_by(handler: Callable[..., Any], postgres: Postgres, conn: Conn) -> Iterator[None]:
-    """Send this thread a signal as soon as the server is at work for the connection."""
+    """Send this thread a signal as soon as the server is at work for the connection, and this thread waits for it.
+
+    Before that it is in the generator of the query: one that is struck has ended, and psycopg can drain nothing by it.
+    """
+
+    def waits() -> bool:
+        frame = sys._current_frames()[main]
+        while frame.f_back is not None and "psycopg" not in Path(frame.f_code.co_filename).parts:
+            frame = frame.f_back
+        return Path(frame.f_code.co_filename).name in ("waiting.py", "connection.py")  # the latter with psycopg-c
 
     def strike() -> None:
         wait_until_busy(postgres, conn)
+        end = monotonic() + 30
+        while not waits() and monotonic() < end:
+            time.sleep(0.001)
         signal.pthread_kill(main, signal.SIGUSR1)
 
     main = threading.get_ident()
