@@ -7,6 +7,7 @@ here has. So whoever borrows never waits for another process, unless the connect
 
 from __future__ import annotations
 
+import _thread
 import logging
 import math
 import threading
@@ -93,11 +94,9 @@ class SharedBudget(Budget):
 
     def _join(self, pool: Member, minimum: int) -> Share:
         share = super()._join(pool, 0)
-        with self._mine():
-            governed, self._governed = self._governed, True
-        if not governed:
-            name = f"millpond-{self._name}-governor"
-            threading.Thread(target=_govern, args=(weakref.ref(self), self._bell), name=name, daemon=True).start()
+        if not self._governed:
+            # By way of a bare thread, as a pool's keeper.
+            _thread.start_new_thread(_appoint, (weakref.ref(self), self._bell, self._name))
         return share
 
     def _guarantee(self, share: Share, minimum: int) -> None:
@@ -114,6 +113,14 @@ class SharedBudget(Budget):
         self._bell.ring()
 
     # For the governor.
+
+    def _employ(self, bell: ThreadBell) -> bool:
+        """Let one governor have the post: pools that are made at the same time bring one each."""
+        with self._mine():
+            if self._governed or bell is not self._bell:
+                return False
+            self._governed = True
+            return True
 
     @abstractmethod
     def _turn(self) -> float:
@@ -157,9 +164,16 @@ class SharedBudget(Budget):
         return held
 
 
+def _appoint(ref: weakref.ref[SharedBudget], bell: ThreadBell, name: str) -> None:
+    """Start the governor of a budget."""
+    threading.Thread(target=_govern, args=(ref, bell), name=f"millpond-{name}-governor", daemon=True).start()
+
+
 def _govern(ref: weakref.ref[SharedBudget], bell: ThreadBell) -> None:
     """Be the governor of a budget, until it is dropped."""
     budget = ref()
+    if budget is None or not budget._employ(bell):
+        return
     told = False
     while budget is not None and budget._bell is bell:
         pause = None

@@ -134,10 +134,12 @@ class Budget:
 
     def _prune(self, former: Member | None = None) -> None:
         """Strike off the shares of pools that have gone, and one of a pool that was cut short when it joined."""
-        for share, ref in list(self._members.items()):
-            if ref() is former or ref() is None:
+        # Who was cut short may have left it in only one of the two.
+        for share in {**self._ledger.shares, **self._members}:
+            ref = self._members.get(share)
+            if ref is None or ref() is former or ref() is None:
                 self._ledger.leave(share)
-                del self._members[share]
+                self._members.pop(share, None)
 
     @staticmethod
     def _check(limit: int) -> None:

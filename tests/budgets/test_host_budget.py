@@ -10,14 +10,16 @@ import subprocess
 import sys
 import textwrap
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from millpond import HostBudget, Misuse, Pool, PoolTimeout, host_budget
+from millpond import Budget, HostBudget, Misuse, Pool, PoolTimeout, host_budget
 from millpond.testing import FakeConnector, Postgres
 
 from ..promises.patience import until
+from ..promises.places import Places, Stop, finalisers_cut
 from .conftest import CountingServer, Start, run_for
 
 LIMIT = 3
@@ -237,6 +239,33 @@ def test_a_budget_that_is_dropped_gives_all_back_and_its_governor_goes() -> None
     until(lambda: gc.collect() >= 0 and not governors(), timeout=60, pause=0.05)
     until(lambda: host_budget.members("dropped") == [])
     assert note.pid == os.getpid()
+
+
+def is_whole(budget: Budget) -> bool:
+    """Whether a pool may be sure of all that there is, and gets it."""
+    try:
+        pool = Pool(FakeConnector(), min_size=2, max_size=2, budget=budget)
+    except ValueError:
+        return False
+    with pool, pool.connection(10), pool.connection(10):
+        return True
+
+
+@pytest.mark.filterwarnings("ignore:pool .* was never closed:ResourceWarning")
+@pytest.mark.parametrize("kind", [Budget, HostBudget])
+def test_an_exception_at_any_place_of_making_a_pool_leaves_its_budget_whole(kind: type[Budget]) -> None:
+    def strike() -> None:
+        raise Stop
+
+    number, places = 0, Places(0, strike)
+    while number == 0 or places.reached:
+        number += 1 if kind is Budget else 5
+        budget = Budget(2) if kind is Budget else HostBudget(f"struck-{number}", 2)
+        places = Places(number, strike)
+        with finalisers_cut(Stop), suppress(Stop), places:
+            Pool(FakeConnector(), min_size=2, max_size=2, budget=budget)
+        until(lambda: is_whole(budget) or gc.collect(0) < 0)  # its workers may have it for a moment
+    assert number > 50
 
 
 def test_it_can_be_resized() -> None:

@@ -65,6 +65,8 @@ def identity(conn: Any) -> int:
     return os.fstat(conn.fileno()).st_ino if hasattr(conn, "fileno") else id(conn)
 
 
+# What is struck between making a socket and having its number drops the socket, which closes it and says so.
+@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
 @pytest.mark.parametrize("kind", ["sockets", "objects", "within a budget"])
 def test_an_exception_at_any_place_of_a_fork(
     kind: str, listener: int, monkeypatch: pytest.MonkeyPatch, *, thorough: bool

@@ -103,4 +103,5 @@ def _in_child() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_in_child)
+    for _time in range(2):  # as in millpond._fork
+        os.register_at_fork(after_in_child=_in_child)
