@@ -87,9 +87,11 @@ class PermitFile:
 
     def close(self) -> None:
         """Leave, and give all permits back."""
-        self._write(self.slot, bytes(NOTE.size))
-        self.give_back(self.held)
-        os.close(self._descriptor)
+        try:
+            self._write(self.slot, bytes(NOTE.size))
+            self.give_back(self.held)
+        finally:
+            os.close(self._descriptor)
 
     def name(self) -> str:
         """Return a name that no other file has, be its path the same in another container or on another host."""

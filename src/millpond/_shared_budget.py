@@ -10,6 +10,7 @@ from __future__ import annotations
 import _thread
 import logging
 import math
+import os
 import threading
 import weakref
 from abc import abstractmethod
@@ -24,7 +25,7 @@ __all__ = ["Need", "SharedBudget"]
 log: Final = logging.getLogger("millpond")
 
 SETBACK: Final = 1.0
-"""Seconds until the governor tries again what has failed."""
+"""Seconds until the governor tries again what has failed, or looks whether what has left is dropped."""
 
 
 class Need(NamedTuple):
@@ -55,13 +56,20 @@ class SharedBudget(Budget):
     def _begin(self) -> None:
         self._ledger.limit = 0
         self._governed = False
+        self._left = False
+        """Whether it has been dropped, or closed: what this process had is given back, for good."""
+        self._turning = threading.RLock()
+        """Held by the governor for its turn, and by whoever gives back what this process had."""
         self._bell = ThreadBell()
         super()._begin()
 
     def __del__(self) -> None:
-        bell = getattr(self, "_bell", None)
-        if bell is not None:
-            bell.ring()
+        if "_bell" not in self.__dict__:
+            return
+        if self._pid == os.getpid():
+            self._left = True
+            self._leave()
+        self._bell.ring()
 
     @property
     def name(self) -> str:
@@ -126,6 +134,39 @@ class SharedBudget(Budget):
     def _turn(self) -> float:
         """Take, or give back; return after how many seconds to look again, if nobody rings before."""
 
+    @abstractmethod
+    def _part(self) -> None:
+        """Close what this process shares with others, without waiting for anybody; it may have been closed before."""
+
+    def _farewell(self) -> None:
+        """Tell others that this process leaves. It may wait for them."""
+
+    def _take_turn(self) -> float:
+        """Take a turn, or leave."""
+        try:
+            with self._turning:
+                return SETBACK if self._left else self._turn()
+        finally:
+            # Whoever has come meanwhile to close it has found the governor at its turn.
+            if self._left:
+                with self._turning:
+                    self._farewell()
+                    self._part()
+                self._allow(0)
+
+    def _leave(self) -> None:
+        """Close what this process shares with others; leave that to the governor if it is just at its turn.
+
+        Its weak reference finds a budget also while that is being finalised. What it then wrote to would be closed, and
+        the number of the descriptor perhaps another file's.
+        """
+        if not self._turning.acquire(blocking=False):
+            return
+        try:
+            self._part()
+        finally:
+            self._turning.release()
+
     def _need(self) -> Need:
         # Here, so that it outlives the lock: the last reference to a pool may be the one that is taken here.
         members: list[tuple[Share, Member | None]] = []
@@ -165,8 +206,12 @@ class SharedBudget(Budget):
 
 
 def _appoint(ref: weakref.ref[SharedBudget], bell: ThreadBell, name: str) -> None:
-    """Start the governor of a budget."""
-    threading.Thread(target=_govern, args=(ref, bell), name=f"millpond-{name}-governor", daemon=True).start()
+    """Start the governor of a budget; be it, if the system gives no other thread."""
+    governor = threading.Thread(target=_govern, args=(ref, bell), name=f"millpond-{name}-governor", daemon=True)
+    try:
+        governor.start()
+    except RuntimeError:
+        _govern(ref, bell)
 
 
 def _govern(ref: weakref.ref[SharedBudget], bell: ThreadBell) -> None:
@@ -178,7 +223,7 @@ def _govern(ref: weakref.ref[SharedBudget], bell: ThreadBell) -> None:
     while budget is not None and budget._bell is bell:
         pause = None
         try:
-            pause = budget._turn()
+            pause = budget._take_turn()
         except OSError as error:
             if not told:
                 log.error("budget %r: %s; its pools wait until that is mended", budget.name, str(error))

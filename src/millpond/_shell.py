@@ -183,13 +183,14 @@ class Shell(ABC, Generic[C]):
             # A signal handler has forked while the forking thread waited: it asks the child's core.
             waiter.done = True
             waiter.wake()
-        if self._pid == os.getpid():
-            # A signal handler has used the pool meanwhile.
-            return
-        self._begin()
-        self._heed()
-        # Last: whoever is struck before that has not begun.
-        self._pid = os.getpid()
+        with _fork.beginning:
+            if os.getpid() == self._pid:
+                # A signal handler has used the pool meanwhile.
+                return
+            self._begin()
+            self._heed()
+            # Last: whoever is struck before that has not begun.
+            self._pid = os.getpid()
 
     def _disown(self, entry: Entry[C]) -> None:
         descriptor = entry.descriptor
@@ -201,6 +202,8 @@ class Shell(ABC, Generic[C]):
     def _begun_anew(self, change: Callable[..., T]) -> Callable[..., T]:
         """Begin anew in a child whose hooks were cut short; return the same change, of the core that there is now."""
         former = self._core
+        if _fork.beginning._is_owned():  # type: ignore[attr-defined]
+            raise self._interrupted()
         with _fork.beginning:
             self._after_fork_in_child()
         is_former = getattr(change, "__self__", None) is former
@@ -214,10 +217,7 @@ class Shell(ABC, Generic[C]):
             change = self._begun_anew(change)
         lock = self._lock
         if lock._is_owned():  # type: ignore[attr-defined]
-            raise self._misused(
-                "was used by a signal handler or a finaliser that interrupted the pool itself",
-                "let the handler set a flag or an event, and use the pool outside of it",
-            )
+            raise self._interrupted()
         try:
             with lock:
                 core = self._core
@@ -523,6 +523,12 @@ class Shell(ABC, Generic[C]):
 
     def _misused(self, what: str, hint: str) -> Misuse:
         return self._error(Misuse, what, hint)
+
+    def _interrupted(self) -> Misuse:
+        return self._misused(
+            "was used by a signal handler or a finaliser that interrupted the pool itself",
+            "let the handler set a flag or an event, and use the pool outside of it",
+        )
 
     def _settle(self) -> None:
         self._step(self._core.settle)

@@ -9,7 +9,6 @@ import math
 import os
 import socket
 import sys
-import threading
 import uuid
 import weakref
 from collections.abc import Iterable
@@ -139,9 +138,6 @@ class FleetBudget(SharedBudget):
         """When the renewal was sent that succeeded last: the lease counts from there, and so ends here before there."""
         self._cut_off = False
         self._looked = -math.inf
-        self._left = False
-        self._speaking = threading.RLock()
-        """Held while anybody speaks to the coordinator, which would otherwise bring back one who leaves meanwhile."""
         self._known = False
         """Whether both the coordinator and the file know of this process."""
         super()._begin()
@@ -155,45 +151,29 @@ class FleetBudget(SharedBudget):
             return
         self._left = True
         # If it is the governor's own thread that comes here, out of a finaliser, it leaves when it gets back.
-        if self._speaking._is_owned() or not self._speaking.acquire(timeout=PATIENCE * 3):  # type: ignore[attr-defined]
+        if self._turning._is_owned() or not self._turning.acquire(timeout=PATIENCE * 3):  # type: ignore[attr-defined]
             self._bell.ring()
             return
         try:
+            self._farewell()
+        finally:
             self._part()
-        finally:
-            self._speaking.release()
-
-    def _part(self) -> None:
-        """Give all permits back, unless that has been done."""
-        file = self._file
-        if file is None:
-            return
-        try:
-            with suppress(redis.RedisError, OSError):  # others will notice
-                self._call(file, 0.0, 0, 0, 0, 0.0)
-        finally:
-            self._file = None
-            file.close()
-            self._client.close()
-
-    def __del__(self) -> None:
-        file = getattr(self, "_file", None)
-        if file is not None and self._pid == os.getpid():
-            file.close()
-            self._client.close()
-        super().__del__()
+            self._turning.release()
 
     # For the governor.
 
-    def _leaves(self) -> bool:
-        return self._left
+    def _farewell(self) -> None:
+        if self._file is not None:
+            with suppress(redis.RedisError, OSError):  # others will notice
+                self._call(self._file, 0.0, 0, 0, 0, 0.0)
+
+    def _part(self) -> None:
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
+            self._client.close()
 
     def _turn(self) -> float:
-        if self._leaves():
-            with self._speaking:
-                self._part()
-            self._allow(0)
-            return self._lease
         file = self._file
         if file is None:
             file = self._file = PermitFile(made(self._path))
@@ -216,19 +196,15 @@ class FleetBudget(SharedBudget):
         own = max(held, self.allowance, min(floor, terms.own))
         lacks = max(need.wanted, floor - own)
         waited = now - min(need.since, now)
-        with self._speaking:
-            if self._leaves():
-                return 0.0
-            dead: list[Note] = []
-            if now - self._looked > WITNESS:
-                self._looked = now
-                dead = file.departed()
-            told = self._renew(file, own, max(0, min(need.idle, own - floor)), lacks, waited, dead=dead)
-            if isinstance(told, _Terms):
-                # Not before the coordinator knows: this process, too, may die at any moment.
-                file.bury_all(dead)
+        dead: list[Note] = []
+        if now - self._looked > WITNESS:
+            self._looked = now
+            dead = file.departed()
+        told = self._renew(file, own, max(0, min(need.idle, own - floor)), lacks, waited, dead=dead)
         if not isinstance(told, _Terms):
             return self._go_on(told, now)
+        # Not before the coordinator knows: this process, too, may die at any moment.
+        file.bury_all(dead)
         terms = told
         self._abide(terms, now, wanted=need.wanted > 0)
         pace = terms.members / RATE
@@ -239,14 +215,10 @@ class FleetBudget(SharedBudget):
     def _enter(self, file: PermitFile) -> float:
         """Become known to the coordinator, with nothing, and then here: whenever this is killed, somebody can tell."""
         predecessor = [] if file.predecessor is None else [file.predecessor]
-        with self._speaking:
-            if self._leaves():
-                return 0.0
-            terms = self._renew(file, 0, 0, 0, 0.0, dead=predecessor)
-            if isinstance(terms, _Terms):
-                file.write(self._whole, 0, 0, math.inf)
+        terms = self._renew(file, 0, 0, 0, 0.0, dead=predecessor)
         if not isinstance(terms, _Terms):
             return self._go_on(terms, monotonic())
+        file.write(self._whole, 0, 0, math.inf)
         self._known = True
         return 0.0
 

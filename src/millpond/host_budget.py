@@ -60,11 +60,10 @@ class HostBudget(SharedBudget):
         self._file = None
         super()._begin()
 
-    def __del__(self) -> None:
-        file = getattr(self, "_file", None)
-        if file is not None and self._pid == os.getpid():
+    def _part(self) -> None:
+        file, self._file = self._file, None
+        if file is not None:
             file.close()
-        super().__del__()
 
     def _turn(self) -> float:
         file = self._file
@@ -127,9 +126,10 @@ def members(name: str) -> list[Note]:
     """Return what the living members of a budget have noted, this process included if it is one."""
     path = shared_path(name, "budget")
     budget = _here.get(path)
-    file = None if budget is None else budget._file
-    if file is not None:
-        return file.living()
+    if budget is not None:
+        with budget._turning:
+            if budget._file is not None:
+                return budget._file.living()
     if not os.path.exists(path):
         return []
     file = PermitFile(path)

@@ -10,12 +10,16 @@ import subprocess
 import sys
 import textwrap
 import threading
+import weakref
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from millpond import Budget, HostBudget, Misuse, Pool, PoolTimeout, host_budget
+from millpond._permit_file import PermitFile
+from millpond._shared_budget import Need
 from millpond.testing import FakeConnector, Postgres
 
 from ..promises.patience import until
@@ -264,8 +268,120 @@ def test_an_exception_at_any_place_of_making_a_pool_leaves_its_budget_whole(kind
         places = Places(number, strike)
         with finalisers_cut(Stop), suppress(Stop), places:
             Pool(FakeConnector(), min_size=2, max_size=2, budget=budget)
-        until(lambda: is_whole(budget) or gc.collect(0) < 0)  # its workers may have it for a moment
+        until(lambda: is_whole(budget) or gc.collect(0) < 0)  # noqa: B023 (its workers may have it)
     assert number > 50
+
+
+def test_pools_that_are_made_at_the_same_time_have_one_governor() -> None:
+    budget = HostBudget("crowded", 8)
+    barrier = threading.Barrier(9)
+
+    def work() -> None:
+        barrier.wait(60)
+        with Pool(FakeConnector(), budget=budget) as pool, pool.connection(60):
+            barrier.wait(60)
+            barrier.wait(60)
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    barrier.wait(60)
+    barrier.wait(60)
+    # Those who have come too late for the post go again.
+    until(lambda: sum("crowded-governor" in thread.name for thread in threading.enumerate()) == 1)
+    barrier.wait(60)
+    for thread in threads:
+        thread.join()
+
+
+def take_turn(ref: weakref.ref[HostBudget]) -> None:
+    """Do as a governor does."""
+    budget = ref()
+    if budget is not None:
+        budget._take_turn()
+
+
+class FoundInADrop(HostBudget):
+    """A budget that its governor finds by its weak reference and takes a turn of, while it is being dropped."""
+
+    def __init__(self, governor: Callable[[weakref.ref[HostBudget]], threading.Thread]) -> None:
+        super().__init__("found", 1)
+        self._take_turn()  # it has its file
+        self.governor = governor(weakref.ref(self))
+        self.found, self.go_on = threading.Event(), threading.Event()
+
+    def __del__(self) -> None:
+        self.governor.start()
+        self.found.wait(60)
+        super().__del__()
+        self.go_on.set()
+
+    def _need(self) -> Need:
+        if hasattr(self, "found"):
+            self.found.set()
+            self.go_on.wait(60)
+        return super()._need()
+
+
+def test_a_turn_that_begins_while_a_budget_is_dropped_ends_before_its_file_is_closed() -> None:
+    struck: list[BaseException] = []
+
+    def govern(ref: weakref.ref[HostBudget]) -> None:
+        try:
+            take_turn(ref)
+        except BaseException as error:
+            struck.append(error)
+
+    def governor(ref: weakref.ref[HostBudget]) -> threading.Thread:
+        threads.append(threading.Thread(target=govern, args=(ref,)))
+        return threads[0]
+
+    threads: list[threading.Thread] = []
+    before = len(os.listdir("/proc/self/fd"))
+    FoundInADrop(governor)
+    threads[0].join(60)
+    assert struck == []
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert host_budget.members("found") == []
+
+
+def test_a_turn_that_would_begin_when_the_file_of_a_budget_is_closed_writes_to_nothing_that_gets_its_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    close = PermitFile.close
+    sizes: list[int] = []
+
+    def slowly(file: PermitFile) -> None:
+        number = file._descriptor
+        close(file)
+        with (tmp_path / "another").open("w+b") as another:
+            assert another.fileno() == number
+            governor.start()
+            governor.join(0.1)
+            sizes.append(os.fstat(number).st_size)
+
+    monkeypatch.setattr(PermitFile, "close", slowly)
+    budget = HostBudget("number", 1)
+    budget._take_turn()
+    governor = threading.Thread(target=take_turn, args=(weakref.ref(budget),))
+    del budget
+    governor.join(60)
+    assert sizes == [0]
+
+
+def test_a_governor_that_gets_no_thread_of_its_own_governs_in_the_one_that_was_to_start_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if "governor" in thread.name:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with Pool(FakeConnector(), budget=HostBudget("alone", 1)) as pool, pool.connection(60):
+        pass
 
 
 def test_it_can_be_resized() -> None:

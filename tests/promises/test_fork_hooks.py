@@ -13,22 +13,24 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Any
 
 import pytest
 
 import millpond.redis
-from millpond import AsyncPool, Budget, ConnectFailed, HostBudget, KeyedPool, Pool, PoolTimeout, _fork, _watcher
+from millpond import AsyncPool, Budget, ConnectFailed, HostBudget, KeyedPool, Misuse, Pool, PoolTimeout, _fork, _watcher
 from millpond.connectors.sockets import Socket
 from millpond.testing import AsyncFakeConnector, FakeConnector, Valkey
 
 from .children import forked, hogged, run_program
-from .patience import until
+from .patience import assert_whole, until
 from .places import Places, Stop
 
 SIZE = 2
+BEYOND = 3
+"""How a child ends that has not come as far as the place."""
 
 
 @pytest.fixture
@@ -357,6 +359,48 @@ def test_a_signal_handler_that_uses_a_pool_while_it_begins_anew_begins_it_once(m
             with forked(child) as status:
                 monkeypatch.undo()
                 assert status() == 0
+
+
+class UsedWhileItBegins(Pool[Any]):
+    """A pool that is used by a signal handler at a place of its new beginning in a child."""
+
+    places: Places
+
+    def _after_fork_in_child(self) -> None:
+        if self._pid == os.getpid() or self.places.passed:
+            super()._after_fork_in_child()
+            return
+        with self.places:
+            super()._after_fork_in_child()
+
+    def handle(self) -> None:
+        with suppress(Misuse):
+            stocked_one(self)
+
+
+@pytest.mark.parametrize("budgeted", [True, False])
+def test_a_signal_handler_that_uses_a_pool_at_any_place_of_its_new_beginning_leaves_it_whole(
+    budgeted: bool, *, thorough: bool
+) -> None:
+    """It is served, or refused while the pool itself is in the midst of it."""
+
+    def child() -> None:
+        if not pool.places.reached:
+            os._exit(BEYOND)
+        assert_whole(pool, SIZE)
+
+    settings: Any = {"budget": Budget(SIZE)} if budgeted else {}
+    number, ended = 0, 0
+    while ended != BEYOND:
+        number += 1 if thorough else 3
+        with UsedWhileItBegins(FakeConnector(), max_size=SIZE, min_size=SIZE, **settings) as pool:
+            pool.places = Places(number, pool.handle)
+            stocked(pool)
+            with forked(child) as status:
+                ended = os.waitstatus_to_exitcode(status())
+            del pool.places
+        assert ended in (0, BEYOND), f"used at place {number}"
+    assert number > 50
 
 
 def test_what_a_child_watches_is_watched_still_when_its_hook_is_called_again(listener: int) -> None:
