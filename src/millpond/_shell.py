@@ -82,7 +82,7 @@ class Shell(ABC, Generic[C]):
         self._loan_listeners: tuple[events.Listener, ...] = ()
         self._noted = settings.leak_after != math.inf
         """Whether it is noted where each loan is made."""
-        self._faulty: list[events.Listener] = []
+        self._faulty: dict[int, list[events.Listener]] = {}
         """Those who have raised, which is told once."""
         self._begin()
         self._pid = os.getpid()
@@ -351,8 +351,9 @@ class Shell(ABC, Generic[C]):
             try:
                 listener(event)
             except Exception:
-                if listener not in self._faulty:
-                    self._faulty.append(listener)
+                first = [listener]
+                # One step, since two threads may tell it something at once.
+                if self._faulty.setdefault(id(listener), first) is first:
                     log.exception("pool %r: %r raised; it goes on being told", self._settings.name, listener)
 
     def _tell_lent(self, lease: Lease[C], told: bool, asked: float, frame: FrameType) -> None:
