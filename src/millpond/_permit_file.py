@@ -10,7 +10,7 @@ Beside that the file has a note of each member, for the others to see what is wa
 garbage. Nothing depends on them but how soon permits move to where they are needed.
 
 The locks are those of POSIX (`fcntl`): a process loses all that it has on a file as soon as it closes any descriptor of
-that file. So a process has each file open once.
+that file. So a process has each file open once, but for a look at the members of a budget that has none (`handling`).
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ import re
 import stat
 import struct
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
-__all__ = ["Note", "PermitFile", "made", "shared_path"]
+__all__ = ["Note", "PermitFile", "handling", "made", "shared_path"]
 
 MEMBERS: Final = 4096
 """How many processes may share a file at once."""
@@ -42,6 +43,20 @@ NAME: Final = USES + (1 << 24)
 """Where the file has a name that no other file has."""
 MOURNING: Final = 0.05
 """Seconds until a permit is used whose owner has died."""
+
+
+_handling = (os.getpid(), threading.RLock())
+
+
+def handling() -> threading.RLock:
+    """Return the lock for whoever opens or closes a descriptor, or uses one that another may close.
+
+    A child has its own, since a thread that it does not have may hold its parent's.
+    """
+    global _handling
+    if _handling[0] != os.getpid():
+        _handling = (os.getpid(), threading.RLock())
+    return _handling[1]
 
 
 class Note(NamedTuple):

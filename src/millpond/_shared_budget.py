@@ -59,7 +59,8 @@ class SharedBudget(Budget):
         self._left = False
         """Whether it has been dropped, or closed: what this process had is given back, for good."""
         self._turning = threading.RLock()
-        """Held by the governor for its turn, and by whoever gives back what this process had."""
+        """Held by the governor for its turn, and by whoever gives back what this process had; by nobody else, since
+        the governor waits for the budget's own lock with it."""
         self._bell = ThreadBell()
         super()._begin()
 
@@ -149,10 +150,15 @@ class SharedBudget(Budget):
         finally:
             # Whoever has come meanwhile to close it has found the governor at its turn.
             if self._left:
-                with self._turning:
-                    self._farewell()
-                    self._part()
+                self._go()
                 self._allow(0)
+
+    def _go(self) -> None:
+        with self._turning:
+            try:
+                self._farewell()
+            finally:
+                self._part()
 
     def _leave(self) -> None:
         """Close what this process shares with others; leave that to the governor if it is just at its turn.

@@ -184,13 +184,16 @@ class Shell(ABC, Generic[C]):
             waiter.done = True
             waiter.wake()
         with _fork.beginning:
-            if os.getpid() == self._pid:
-                # A signal handler has used the pool meanwhile.
-                return
-            self._begin()
-            self._heed()
-            # Last: whoever is struck before that has not begun.
-            self._pid = os.getpid()
+            self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        if os.getpid() == self._pid:
+            # A signal handler has used the pool meanwhile.
+            return
+        self._begin()
+        self._heed()
+        # Last: whoever is struck before that has not begun.
+        self._pid = os.getpid()
 
     def _disown(self, entry: Entry[C]) -> None:
         descriptor = entry.descriptor
@@ -202,12 +205,21 @@ class Shell(ABC, Generic[C]):
     def _begun_anew(self, change: Callable[..., T]) -> Callable[..., T]:
         """Begin anew in a child whose hooks were cut short; return the same change, of the core that there is now."""
         former = self._core
-        if _fork.beginning._is_owned():  # type: ignore[attr-defined]
+        if _fork.beginning._is_owned() and self._is_beginning():  # type: ignore[attr-defined]
             raise self._interrupted()
         with _fork.beginning:
             self._after_fork_in_child()
         is_former = getattr(change, "__self__", None) is former
         return cast("Callable[..., T]", getattr(self._core, change.__name__)) if is_former else change
+
+    def _is_beginning(self) -> bool:
+        """Whether this thread is in the midst of beginning this pool anew. The stack tells, whatever has struck."""
+        frame: FrameType | None = sys._getframe()
+        while frame is not None:
+            if frame.f_code is Shell._begin_anew.__code__ and frame.f_locals["self"] is self:
+                return True
+            frame = frame.f_back
+        return False
 
     # Carrying the core.
 

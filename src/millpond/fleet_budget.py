@@ -150,14 +150,15 @@ class FleetBudget(SharedBudget):
         if self._pid != os.getpid():
             return
         self._left = True
-        # If it is the governor's own thread that comes here, out of a finaliser, it leaves when it gets back.
-        if self._turning._is_owned() or not self._turning.acquire(timeout=PATIENCE * 3):  # type: ignore[attr-defined]
+        # The governor leaves when it gets back, if its own thread comes here, out of a finaliser; it may also be
+        # waiting for a lock that a signal handler has interrupted.
+        inside = self._turning._is_owned() or self._lock._is_owned()  # type: ignore[attr-defined]
+        if inside or not self._turning.acquire(timeout=PATIENCE * 3):
             self._bell.ring()
             return
         try:
-            self._farewell()
+            self._go()
         finally:
-            self._part()
             self._turning.release()
 
     # For the governor.
@@ -170,8 +171,10 @@ class FleetBudget(SharedBudget):
     def _part(self) -> None:
         file, self._file = self._file, None
         if file is not None:
-            file.close()
-            self._client.close()
+            try:
+                file.close()
+            finally:
+                self._client.close()
 
     def _turn(self) -> float:
         file = self._file

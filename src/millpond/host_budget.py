@@ -7,7 +7,7 @@ import weakref
 from time import monotonic
 from typing import Final
 
-from millpond._permit_file import Note, PermitFile, made, shared_path
+from millpond._permit_file import Note, PermitFile, handling, made, shared_path
 from millpond._shared_budget import Need, SharedBudget
 from millpond.errors import Misuse
 
@@ -58,17 +58,20 @@ class HostBudget(SharedBudget):
     def _begin(self) -> None:
         # A forked child closes nothing: it has none of the locks, and the file is its parent's.
         self._file = None
+        handling()
         super()._begin()
 
     def _part(self) -> None:
-        file, self._file = self._file, None
-        if file is not None:
-            file.close()
+        with handling():
+            file, self._file = self._file, None
+            if file is not None:
+                file.close()
 
     def _turn(self) -> float:
         file = self._file
         if file is None:
-            file = self._file = PermitFile(made(self._path))
+            with handling():
+                file = self._file = PermitFile(made(self._path))
         need = self._need()
         others = file.read()
         limit = min([self._whole, *(note.limit for note in others if note.limit < self._whole and file.lives(note))])
@@ -126,14 +129,15 @@ def members(name: str) -> list[Note]:
     """Return what the living members of a budget have noted, this process included if it is one."""
     path = shared_path(name, "budget")
     budget = _here.get(path)
-    if budget is not None:
-        with budget._turning:
-            if budget._file is not None:
-                return budget._file.living()
-    if not os.path.exists(path):
-        return []
-    file = PermitFile(path)
-    try:
-        return file.living()
-    finally:
-        file.close()
+    with handling():
+        # In a child that has not begun anew it is the parent's.
+        own = budget._file if budget is not None and budget._pid == os.getpid() else None
+        if own is not None:
+            return own.living()
+        if not os.path.exists(path):
+            return []
+        file = PermitFile(path)
+        try:
+            return file.living()
+        finally:
+            file.close()

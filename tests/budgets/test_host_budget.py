@@ -10,18 +10,21 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from millpond import Budget, HostBudget, Misuse, Pool, PoolTimeout, host_budget
-from millpond._permit_file import PermitFile
+from millpond._permit_file import Note, PermitFile, made
 from millpond._shared_budget import Need
 from millpond.testing import FakeConnector, Postgres
 
+from ..promises.children import run_program
 from ..promises.patience import until
 from ..promises.places import Places, Stop, finalisers_cut
 from .conftest import CountingServer, Start, run_for
@@ -201,6 +204,47 @@ def test_to_look_at_the_members_costs_a_member_nothing() -> None:
                 [sys.executable, "-c", others], check=True, timeout=60, capture_output=True, text=True
             )
             assert told.stdout == "1\n"
+
+
+def test_a_look_at_the_members_gives_away_no_permit_of_the_process_that_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process loses its locks on a file when it closes any descriptor of it."""
+    living = PermitFile.living
+    looking = threading.Event()
+
+    def slowly(file: PermitFile) -> list[Note]:
+        looking.set()
+        time.sleep(0.2)
+        return living(file)
+
+    budget = HostBudget("looked-at", 1)
+    PermitFile(made(budget._path)).close()  # the file is there
+    monkeypatch.setattr(PermitFile, "living", slowly)
+    looker = threading.Thread(target=host_budget.members, args=("looked-at",))
+    looker.start()
+    assert looking.wait(60)
+    with Pool(FakeConnector(), budget=budget) as pool, pool.connection(60):
+        looker.join()
+        assert run_program(ANOTHER) == "refused\n"
+
+
+ANOTHER = """
+    from millpond import HostBudget, Pool, PoolTimeout
+
+    with Pool(object, close=id, budget=HostBudget("looked-at", 1)) as pool:
+        try:
+            pool.acquire(0.3)
+        except PoolTimeout:
+            print("refused")
+"""
+
+
+def test_a_look_at_the_members_waits_for_no_turn_of_the_governor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may come from a signal handler that has interrupted the budget, for whose lock the governor waits."""
+    budget = HostBudget("waits", 1)
+    with Pool(FakeConnector(), budget=budget) as pool, pool.connection(60):
+        with ThreadPoolExecutor() as executor, budget._turning:
+            [note] = executor.submit(host_budget.members, "waits").result(60)
+        assert note.held == 1
 
 
 def test_a_process_has_one_budget_of_a_name() -> None:

@@ -365,6 +365,8 @@ class UsedWhileItBegins(Pool[Any]):
     """A pool that is used by a signal handler at a place of its new beginning in a child."""
 
     places: Places
+    other: Pool[Any]
+    served: object = None
 
     def _after_fork_in_child(self) -> None:
         if self._pid == os.getpid() or self.places.passed:
@@ -376,24 +378,29 @@ class UsedWhileItBegins(Pool[Any]):
     def handle(self) -> None:
         with suppress(Misuse):
             stocked_one(self)
+        self.served = stocked_one(self.other)
 
 
 @pytest.mark.parametrize("budgeted", [True, False])
 def test_a_signal_handler_that_uses_a_pool_at_any_place_of_its_new_beginning_leaves_it_whole(
     budgeted: bool, *, thorough: bool
 ) -> None:
-    """It is served, or refused while the pool itself is in the midst of it."""
+    """It is served, or refused while the pool itself is in the midst of it; another pool serves it."""
 
     def child() -> None:
         if not pool.places.reached:
             os._exit(BEYOND)
+        assert pool.served is not None
         assert_whole(pool, SIZE)
 
     settings: Any = {"budget": Budget(SIZE)} if budgeted else {}
     number, ended = 0, 0
     while ended != BEYOND:
         number += 1 if thorough else 3
-        with UsedWhileItBegins(FakeConnector(), max_size=SIZE, min_size=SIZE, **settings) as pool:
+        with (
+            UsedWhileItBegins(FakeConnector(), max_size=SIZE, min_size=SIZE, **settings) as pool,
+            Pool(FakeConnector(), max_size=SIZE) as pool.other,
+        ):
             pool.places = Places(number, pool.handle)
             stocked(pool)
             with forked(child) as status:
