@@ -82,6 +82,8 @@ class HostBudget(SharedBudget):
             taken = file.take(need.wanted, limit, min(ahead, limit))
             if taken:
                 self._took = monotonic()
+                # Before the pools know: whoever is lent a connection finds itself among the members.
+                file.write(self._whole, need.idle, max(0, need.wanted - taken), need.since)
         if give:
             held = self._allow(file.held - give)
         elif need.wanted:

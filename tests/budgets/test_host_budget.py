@@ -195,6 +195,19 @@ def test_its_members_are_told(server: CountingServer, start: Start) -> None:
     assert host_budget.members("shared") == []
 
 
+def test_whoever_is_lent_a_connection_is_among_the_members(monkeypatch: pytest.MonkeyPatch) -> None:
+    allow = HostBudget._allow
+
+    def slowly(budget: HostBudget, count: int) -> int:
+        held = allow(budget, count)
+        time.sleep(0.1)
+        return held
+
+    monkeypatch.setattr(HostBudget, "_allow", slowly)
+    with Pool(FakeConnector(), budget=HostBudget("lent", 1)) as pool, pool.connection(60):
+        assert [note.held for note in host_budget.members("lent")] == [1]
+
+
 def test_to_look_at_the_members_costs_a_member_nothing() -> None:
     with Pool(FakeConnector(), budget=HostBudget("looking", 1)) as pool, pool.connection():
         for _ in range(2):
