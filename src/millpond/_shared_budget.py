@@ -154,6 +154,7 @@ class SharedBudget(Budget):
                 self._allow(0)
 
     def _go(self) -> None:
+        """Leave in good order, which may take as long as others take to answer. It may have been done before."""
         with self._turning:
             try:
                 self._farewell()

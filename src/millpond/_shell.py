@@ -187,6 +187,7 @@ class Shell(ABC, Generic[C]):
             self._begin_anew()
 
     def _begin_anew(self) -> None:
+        """Begin, in a child, with `_fork.beginning` held; a nested call would join a budget a second time."""
         if os.getpid() == self._pid:
             # A signal handler has used the pool meanwhile.
             return

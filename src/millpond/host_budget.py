@@ -58,7 +58,7 @@ class HostBudget(SharedBudget):
     def _begin(self) -> None:
         # A forked child closes nothing: it has none of the locks, and the file is its parent's.
         self._file = None
-        handling()
+        handling()  # the child's own is made while it has one thread only
         super()._begin()
 
     def _part(self) -> None:
@@ -128,7 +128,12 @@ _here: Final[weakref.WeakValueDictionary[str, HostBudget]] = weakref.WeakValueDi
 
 
 def members(name: str) -> list[Note]:
-    """Return what the living members of a budget have noted, this process included if it is one."""
+    """Return what the living members of a budget have noted, this process included if it is one.
+
+    It waits for another thread that is just opening or closing the file, and raises `OSError` if that cannot be opened.
+    A signal handler that borrows under the budget while this looks, and before anybody has borrowed, gets nothing until
+    it has returned: let it set a flag.
+    """
     path = shared_path(name, "budget")
     budget = _here.get(path)
     with handling():

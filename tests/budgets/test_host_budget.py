@@ -12,7 +12,6 @@ import textwrap
 import threading
 import time
 import weakref
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -251,7 +250,7 @@ ANOTHER = """
 """
 
 
-def test_a_look_at_the_members_waits_for_no_turn_of_the_governor(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_look_at_the_members_waits_for_no_turn_of_the_governor() -> None:
     """It may come from a signal handler that has interrupted the budget, for whose lock the governor waits."""
     budget = HostBudget("waits", 1)
     with Pool(FakeConnector(), budget=budget) as pool, pool.connection(60):
@@ -351,53 +350,49 @@ def test_pools_that_are_made_at_the_same_time_have_one_governor() -> None:
         thread.join()
 
 
-def take_turn(ref: weakref.ref[HostBudget]) -> None:
-    """Do as a governor does."""
-    budget = ref()
-    if budget is not None:
-        budget._take_turn()
+def governor_of(budget: HostBudget, found: list[bool]) -> threading.Thread:
+    """Make a thread that does for once as a governor does."""
+
+    def take_turn() -> None:
+        mine = ref()
+        found.append(mine is not None)
+        if mine is not None:
+            mine._take_turn()
+
+    ref = weakref.ref(budget)
+    return threading.Thread(target=take_turn)
 
 
 class FoundInADrop(HostBudget):
     """A budget that its governor finds by its weak reference and takes a turn of, while it is being dropped."""
 
-    def __init__(self, governor: Callable[[weakref.ref[HostBudget]], threading.Thread]) -> None:
+    def __init__(self) -> None:
         super().__init__("found", 1)
         self._take_turn()  # it has its file
-        self.governor = governor(weakref.ref(self))
-        self.found, self.go_on = threading.Event(), threading.Event()
+        self.found: list[bool] = []
+        self.governor = governor_of(self, self.found)
+        self.at_its_turn, self.go_on = threading.Event(), threading.Event()
 
     def __del__(self) -> None:
         self.governor.start()
-        self.found.wait(60)
+        self.at_its_turn.wait(60)
         super().__del__()
         self.go_on.set()
 
     def _need(self) -> Need:
-        if hasattr(self, "found"):
-            self.found.set()
+        if hasattr(self, "go_on"):
+            self.at_its_turn.set()
             self.go_on.wait(60)
         return super()._need()
 
 
 def test_a_turn_that_begins_while_a_budget_is_dropped_ends_before_its_file_is_closed() -> None:
-    struck: list[BaseException] = []
-
-    def govern(ref: weakref.ref[HostBudget]) -> None:
-        try:
-            take_turn(ref)
-        except BaseException as error:
-            struck.append(error)
-
-    def governor(ref: weakref.ref[HostBudget]) -> threading.Thread:
-        threads.append(threading.Thread(target=govern, args=(ref,)))
-        return threads[0]
-
-    threads: list[threading.Thread] = []
     before = len(os.listdir("/proc/self/fd"))
-    FoundInADrop(governor)
-    threads[0].join(60)
-    assert struck == []
+    budget = FoundInADrop()
+    governor, found = budget.governor, budget.found
+    del budget
+    governor.join(60)  # what it raises would fail this test
+    assert found == [True]
     assert len(os.listdir("/proc/self/fd")) == before
     assert host_budget.members("found") == []
 
@@ -407,6 +402,7 @@ def test_a_turn_that_would_begin_when_the_file_of_a_budget_is_closed_writes_to_n
 ) -> None:
     close = PermitFile.close
     sizes: list[int] = []
+    found: list[bool] = []
 
     def slowly(file: PermitFile) -> None:
         number = file._descriptor
@@ -420,10 +416,10 @@ def test_a_turn_that_would_begin_when_the_file_of_a_budget_is_closed_writes_to_n
     monkeypatch.setattr(PermitFile, "close", slowly)
     budget = HostBudget("number", 1)
     budget._take_turn()
-    governor = threading.Thread(target=take_turn, args=(weakref.ref(budget),))
+    governor = governor_of(budget, found)
     del budget
     governor.join(60)
-    assert sizes == [0]
+    assert (found, sizes) == ([True], [0])
 
 
 def test_a_governor_that_gets_no_thread_of_its_own_governs_in_the_one_that_was_to_start_it(
