@@ -58,7 +58,10 @@ def failures(report: Path) -> Iterator[tuple[str, str]]:
     for case in ElementTree.parse(report).iter("testcase"):
         for kind in ("failure", "error"):
             for found in case.iter(kind):
-                yield f"{case.get('classname')}::{case.get('name')}", found.text or found.get("message") or kind
+                # What a child says that it has forked is there only.
+                said = "".join(output.text or "" for output in case.iter("system-err"))
+                why = found.text or found.get("message") or kind
+                yield f"{case.get('classname')}::{case.get('name')}", f"{why}\n{said}"
 
 
 def main(argv: list[str]) -> int:
@@ -72,7 +75,8 @@ def main(argv: list[str]) -> int:
         report = Path(folder) / "report.xml"
         for number in range(1, arguments.times + 1):
             began = time.monotonic()
-            command = [sys.executable, "-m", "pytest", "--quiet", f"--junit-xml={report}", *arguments.options]
+            command = [sys.executable, "-m", "pytest", "--quiet", f"--junit-xml={report}"]
+            command += ["--override-ini=junit_logging=system-err", *arguments.options]
             report.unlink(missing_ok=True)
             try:
                 ran = run(command)

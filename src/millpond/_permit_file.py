@@ -10,7 +10,8 @@ Beside that the file has a note of each member, for the others to see what is wa
 garbage. Nothing depends on them but how soon permits move to where they are needed.
 
 The locks are those of POSIX (`fcntl`): a process loses all that it has on a file as soon as it closes any descriptor of
-that file. So a process has each file open once, but for a look at the members of a budget that has none (`handling`).
+that file. So it closes none, ever: it has one handle on each file, which stays when the budget is dropped, for the next
+of that name. Then nothing has to be kept from happening at the same time, in whatever thread or signal handler.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ import re
 import stat
 import struct
 import tempfile
-import threading
 import time
 import uuid
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import Final, NamedTuple
 
-__all__ = ["Note", "PermitFile", "handling", "made", "shared_path"]
+__all__ = ["Note", "PermitFile", "made", "shared_path"]
 
 MEMBERS: Final = 4096
 """How many processes may share a file at once."""
@@ -43,20 +44,6 @@ NAME: Final = USES + (1 << 24)
 """Where the file has a name that no other file has."""
 MOURNING: Final = 0.05
 """Seconds until a permit is used whose owner has died."""
-
-
-_handling = (os.getpid(), threading.RLock())
-
-
-def handling() -> threading.RLock:
-    """Return the lock for whoever opens or closes a descriptor, or uses one that another may close.
-
-    A child has its own, since a thread that it does not have may hold its parent's.
-    """
-    global _handling
-    if _handling[0] != os.getpid():
-        _handling = (os.getpid(), threading.RLock())
-    return _handling[1]
 
 
 class Note(NamedTuple):
@@ -78,35 +65,64 @@ class Note(NamedTuple):
 
 
 class PermitFile:
-    """A member's own handle on the file.
+    """A process's own handle on a file, by which it is a member: `of` finds it.
 
-    Raises `OSError` if the file cannot be opened, or is not this user's own.
+    One budget at a time has the permits. Anybody may look at the notes.
     """
 
-    def __init__(self, path: str) -> None:
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    def __init__(self, opened: _Opened, path: str) -> None:
+        self._opened = opened
+        self._descriptor = opened.number
         self._permits: set[int] = set()
-        try:
-            about = os.fstat(self._descriptor)
-            if not stat.S_ISREG(about.st_mode) or about.st_uid != os.geteuid():
-                raise PermissionError(f"{path} is not a file of this user's")
-            self.slot = next(slot for slot in range(MEMBERS) if self._lock(MEMBER_LOCKS + slot))
-            self.predecessor = next((note for note in self._read() if note.slot == self.slot), None)
-            """What the member has left whose slot this was, and who has died; it stays until `write`."""
-        except StopIteration:
-            os.close(self._descriptor)
-            raise OSError(f"{path} has {MEMBERS} members already") from None
-        except BaseException:
-            os.close(self._descriptor)
-            raise
+        self._owner: dict[str, object] = {}
+        slot = next((slot for slot in range(MEMBERS) if self._lock(MEMBER_LOCKS + slot)), None)
+        if slot is None:
+            raise OSError(f"{path} has {MEMBERS} members already")
+        self.slot: Final = slot
+        # In a slot of this process's own there is none: another thread has come first, and has the handle.
+        left = (note for note in self._read() if note.slot == slot and note.pid != os.getpid())
+        self.predecessor: Final = next(left, None)
+        """What the member has left whose slot this was, and who has died."""
 
-    def close(self) -> None:
-        """Leave, and give all permits back."""
-        try:
-            self._write(self.slot, bytes(NOTE.size))
+    @classmethod
+    def of(cls, path: str, *, keep: bool = False) -> PermitFile:
+        """Return this process's handle on a file, and make both if they are not there.
+
+        What a predecessor has noted is wiped out, or kept until `write`.
+
+        Raises `OSError` if the file cannot be opened, is not this user's own, or has too many members.
+        """
+        opened = _open(path)
+        key = (os.getpid(), opened)
+        found = _files.get(key)
+        if found is not None:
+            return found
+        new = cls(opened, path)
+        if new.predecessor is not None and not keep:
+            new._write(new.slot, bytes(NOTE.size))
+        found = _files.setdefault(key, new)
+        if found.slot != new.slot:
+            new._unlock(MEMBER_LOCKS + new.slot)
+        return found
+
+    def claim(self, owner: object) -> bool:
+        """Let one owner have the permits; tell whether this is the one. It may be asked again."""
+        return self._owner.setdefault("", owner) is owner
+
+    def leave(self, owner: object, *, keep: bool = False) -> None:
+        """Give all permits back for the owner, and wipe the note out, or keep it. It may have been done before."""
+        if self._owner.get("") is not owner:
+            return
+        if self.is_open():
             self.give_back(self.held)
-        finally:
-            os.close(self._descriptor)
+            if not keep:
+                with suppress(OSError):
+                    self._write(self.slot, bytes(NOTE.size))
+        self._owner.clear()
+
+    def is_open(self) -> bool:
+        """Tell whether the descriptor is still that of the file. If not, it was closed, and the locks are lost."""
+        return self._opened.current()
 
     def name(self) -> str:
         """Return a name that no other file has, be its path the same in another container or on another host."""
@@ -144,14 +160,14 @@ class PermitFile:
         if any(map(self._in_use, mine)):
             time.sleep(MOURNING)
         for permit in mine:
-            os.pwrite(self._descriptor, b"\1", USES + permit)
+            self._mark(permit, b"\1")
         return len(mine)
 
     def give_back(self, count: int) -> None:
         """Give so many permits back, the highest first: those above a limit that was lowered."""
         for permit in sorted(self._permits)[len(self._permits) - count :]:
+            self._mark(permit, b"\0")
             self._permits.discard(permit)
-            os.pwrite(self._descriptor, b"\0", USES + permit)
             self._unlock(PERMIT_LOCKS + permit)
 
     def write(self, limit: int, idle: int, wanted: int, since: float) -> None:
@@ -165,8 +181,7 @@ class PermitFile:
     def living(self) -> list[Note]:
         """Return what all living members have noted, this one included."""
         notes = list(self._read())
-        # In its own slot there may still be what a predecessor has left.
-        own = [note for note in notes if note.slot == self.slot and note.pid == os.getpid()]
+        own = [note for note in notes if note.slot == self.slot]
         return own + [note for note in notes if note.slot != self.slot and self.lives(note)]
 
     def lives(self, note: Note) -> bool:
@@ -201,6 +216,11 @@ class PermitFile:
     def _in_use(self, permit: int) -> bool:
         return os.pread(self._descriptor, 1, USES + permit) == b"\1"
 
+    def _mark(self, permit: int, use: bytes) -> None:
+        # A disk that is full takes no permit away.
+        with suppress(OSError):
+            os.pwrite(self._descriptor, use, USES + permit)
+
     def _read(self) -> Iterator[Note]:
         table = os.pread(self._descriptor, MEMBERS * NOTE.size, 0)
         for slot, offset in enumerate(range(0, len(table) - NOTE.size + 1, NOTE.size)):
@@ -220,6 +240,52 @@ class PermitFile:
 
     def _unlock(self, byte: int) -> None:
         fcntl.lockf(self._descriptor, fcntl.LOCK_UN, 1, byte)
+
+
+class _Opened:
+    """A descriptor that this process has, or has inherited."""
+
+    def __init__(self, number: int, identity: tuple[int, int]) -> None:
+        self.number: Final = number
+        self.identity: Final = identity
+
+    def current(self) -> bool:
+        """Tell whether the number still means this file. Who becomes a daemon closes all descriptors."""
+        try:
+            return _identity(os.fstat(self.number)) == self.identity
+        except OSError:
+            return False
+
+
+_opened: Final[dict[tuple[int, int], _Opened]] = {}
+"""The descriptors by their files."""
+_files: Final[dict[tuple[int, _Opened], PermitFile]] = {}
+"""The handles by their processes: those of a parent are not its child's."""
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_files.clear)
+
+
+def _identity(about: os.stat_result) -> tuple[int, int]:
+    return about.st_dev, about.st_ino
+
+
+def _open(path: str) -> _Opened:
+    """Return the descriptor that this process keeps of a file."""
+    with suppress(FileNotFoundError):
+        identity = _identity(os.lstat(path))
+        kept = _opened.get(identity)
+        if kept is not None:
+            if kept.current():
+                return kept
+            _opened.pop(identity, None)
+    number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    about = os.fstat(number)
+    if not stat.S_ISREG(about.st_mode) or about.st_uid != os.geteuid():
+        os.close(number)
+        raise PermissionError(f"{path} is not a file of this user's")
+    # Of two threads that come at once, one has its descriptor for nothing: closed, it would free the other's locks.
+    return _opened.setdefault(_identity(about), _Opened(number, _identity(about)))
 
 
 def shared_path(name: str, kind: str) -> str:

@@ -14,18 +14,25 @@ import os
 import threading
 import weakref
 from abc import abstractmethod
-from typing import Final, NamedTuple
+from collections.abc import Container
+from time import monotonic, sleep
+from typing import Final, NamedTuple, TypeVar
 
 from millpond._bell import ThreadBell
 from millpond._core.ledger import Share
 from millpond.budget import Budget, Member
 
-__all__ = ["Need", "SharedBudget"]
+__all__ = ["Need", "SharedBudget", "has_budget"]
 
 log: Final = logging.getLogger("millpond")
 
 SETBACK: Final = 1.0
 """Seconds until the governor tries again what has failed, or looks whether what has left is dropped."""
+
+LAST_TURN: Final = 0.1
+"""Seconds that a turn may take in which the governor has the last reference to a budget."""
+
+K = TypeVar("K")
 
 
 class Need(NamedTuple):
@@ -137,7 +144,7 @@ class SharedBudget(Budget):
 
     @abstractmethod
     def _part(self) -> None:
-        """Close what this process shares with others, without waiting for anybody; it may have been closed before."""
+        """Give all back, without waiting for anybody; it may have been done before."""
 
     def _farewell(self) -> None:
         """Tell others that this process leaves. It may wait for them."""
@@ -162,10 +169,9 @@ class SharedBudget(Budget):
                 self._part()
 
     def _leave(self) -> None:
-        """Close what this process shares with others; leave that to the governor if it is just at its turn.
+        """Give all back; leave that to the governor if it is just at its turn.
 
-        Its weak reference finds a budget also while that is being finalised. What it then wrote to would be closed, and
-        the number of the descriptor perhaps another file's.
+        Its weak reference finds a budget also while that is being finalised: it would take again what is given back.
         """
         if not self._turning.acquire(blocking=False):
             return
@@ -210,6 +216,14 @@ class SharedBudget(Budget):
         with self._mine():
             held = self._ledger.limit = self._ledger.held
         return held
+
+
+def has_budget(budgets: Container[K], key: K) -> bool:
+    """Tell whether a process has a budget; it waits a moment for the governor of one that was dropped."""
+    end = monotonic() + LAST_TURN
+    while key in budgets and monotonic() < end:
+        sleep(0.001)
+    return key in budgets
 
 
 def _appoint(ref: weakref.ref[SharedBudget], bell: ThreadBell, name: str) -> None:

@@ -13,6 +13,7 @@ import uuid
 import weakref
 from collections.abc import Iterable
 from contextlib import suppress
+from hashlib import sha256
 from importlib.resources import files
 from time import monotonic
 from typing import Any, Final, NamedTuple
@@ -25,7 +26,7 @@ except ImportError as _missing:
     raise ImportError('redis is not installed: pip install "millpond[redis]"') from _missing
 
 from millpond._permit_file import Note, PermitFile, made, shared_path
-from millpond._shared_budget import SETBACK, SharedBudget
+from millpond._shared_budget import SETBACK, SharedBudget, has_budget
 from millpond.errors import Misuse
 
 __all__ = ["FleetBudget", "FleetMember", "members"]
@@ -46,6 +47,7 @@ KEPT: Final = 600.0
 """Seconds for which a reserve is kept for one who has not renewed."""
 WITNESS: Final = 0.25
 """Seconds after which one looks whether another process of its machine has died."""
+_MADE_TWICE: Final = "this process has a FleetBudget {!r} already: give that one to all pools"
 SCRIPT: Final = files("millpond").joinpath("_fleet.lua").read_text()
 KEYS: Final = ("book", "leases", "allowed", "since", "lacking", "idle", "called", "reserve", "lost", "got", "about")
 
@@ -109,7 +111,7 @@ class FleetBudget(SharedBudget):
     """
 
     def __init__(self, url: str, name: str, limit: int, *, lease: float = 15.0, minimum: int = 1) -> None:
-        self._path = shared_path(name, "fleet")
+        shared_path(name, "fleet")  # which looks at the name
         if not 0.5 <= lease <= 3600:
             raise ValueError(f"lease={lease!r} must be from 0.5 to 3600 seconds")
         if not 0 <= minimum <= limit:
@@ -121,16 +123,19 @@ class FleetBudget(SharedBudget):
         # Made at once, so that a URL that cannot be is refused here; it connects when it is first used.
         made_of = _client(url).connection_pool.connection_kwargs
         self._coordinator = made_of.get("path") or f"{made_of.get('host')}:{made_of.get('port')}"
-        key = (self._coordinator, name)
-        if key in _here:
-            raise Misuse(f"this process has a FleetBudget {name!r} already: give that one to all pools")
+        # The slots of the file are members of one coordinator's budget.
+        where = sha256(f"{self._coordinator}/{made_of.get('db') or 0}".encode()).hexdigest()
+        self._path = shared_path(name, f"{where[:16]}.fleet")
+        if has_budget(_here, self._path):
+            raise Misuse(_MADE_TWICE.format(name))
         self._file: PermitFile | None = None
         super().__init__(name, limit)
-        _here[key] = self
+        if _here.setdefault(self._path, self) is not self:  # another thread has made one meanwhile
+            raise Misuse(_MADE_TWICE.format(name))
         atexit.register(_leave, weakref.ref(self))
 
     def _begin(self) -> None:
-        # A forked child is another member; the file and the connection are its parent's.
+        # A forked child is another member; the handle and the connection are its parent's.
         self._file = None
         self._client = _client(self._url)
         self._terms = _Terms(0, 0, 1, "", 0, 0)
@@ -140,6 +145,8 @@ class FleetBudget(SharedBudget):
         self._looked = -math.inf
         self._known = False
         """Whether both the coordinator and the file know of this process."""
+        self._parted = False
+        """Whether the coordinator knows that it has left."""
         super()._begin()
 
     def close(self) -> None:
@@ -164,22 +171,26 @@ class FleetBudget(SharedBudget):
     # For the governor.
 
     def _farewell(self) -> None:
-        if self._file is not None:
-            with suppress(redis.RedisError, OSError):  # others will notice
+        if self._file is not None and self._file.is_open() and self._file.claim(self._bell):
+            with suppress(redis.RedisError, OSError):
                 self._call(self._file, 0.0, 0, 0, 0, 0.0)
+                self._parted = True
 
     def _part(self) -> None:
         file, self._file = self._file, None
         if file is not None:
-            try:
-                file.close()
-            finally:
-                self._client.close()
+            # Otherwise somebody else tells by the note that this process, or the one whose slot it got, has died.
+            file.leave(self._bell, keep=not (self._known and self._parted))
+            self._client.close()
 
     def _turn(self) -> float:
         file = self._file
-        if file is None:
-            file = self._file = PermitFile(made(self._path))
+        if file is None or not file.is_open():
+            file = self._file = PermitFile.of(made(self._path), keep=True)
+            if self._known:
+                file.write(self._whole, 0, 0, math.inf)
+        if not file.claim(self._bell):
+            return BEAT  # one of this name was dropped, and its governor is still at its turn
         if not self._known:
             return self._enter(file)
         need = self._need()
@@ -296,8 +307,8 @@ class FleetBudget(SharedBudget):
         return min(SETBACK, self._sent + self._lease - now) if self._sent > -math.inf else SETBACK
 
 
-_here: Final[weakref.WeakValueDictionary[tuple[str, str], FleetBudget]] = weakref.WeakValueDictionary()
-"""The budgets of this process, by coordinator and name."""
+_here: Final[weakref.WeakValueDictionary[str, FleetBudget]] = weakref.WeakValueDictionary()
+"""The budgets of this process, by their files."""
 
 
 def members(url: str, name: str) -> list[FleetMember]:

@@ -7,8 +7,8 @@ import weakref
 from time import monotonic
 from typing import Final
 
-from millpond._permit_file import Note, PermitFile, handling, made, shared_path
-from millpond._shared_budget import Need, SharedBudget
+from millpond._permit_file import Note, PermitFile, made, shared_path
+from millpond._shared_budget import Need, SharedBudget, has_budget
 from millpond.errors import Misuse
 
 __all__ = ["HostBudget", "members"]
@@ -25,6 +25,7 @@ TURN: Final = 0.1
 """Seconds that a process whose own callers wait keeps what it got last, before it passes any on."""
 STUBBORN: Final = 1.0
 """Seconds after which one does not count on others who have something idle, and give nothing: they may be stopped."""
+_MADE_TWICE: Final = "this process has a HostBudget {!r} already: give that one to all pools"
 
 
 class HostBudget(SharedBudget):
@@ -43,50 +44,51 @@ class HostBudget(SharedBudget):
 
     Raises `ValueError` or `TypeError` for a name or a limit that cannot be, `Misuse` if this process has a budget of
     that name already: all pools have to share it. Where the file cannot be opened, that is logged, pools wait for their
-    permits, and it is tried again every second.
+    permits, and it is tried again every second. Once opened it stays open, for the next budget of that name.
     """
 
     def __init__(self, name: str, limit: int) -> None:
         self._path = shared_path(name, "budget")
-        if self._path in _here:
-            raise Misuse(f"this process has a HostBudget {name!r} already: give that one to all pools")
+        if has_budget(_here, self._path):
+            raise Misuse(_MADE_TWICE.format(name))
         self._file: PermitFile | None = None
         self._gave = self._took = -REST
         super().__init__(name, limit)
-        _here[self._path] = self
+        if _here.setdefault(self._path, self) is not self:  # another thread has made one meanwhile
+            raise Misuse(_MADE_TWICE.format(name))
 
     def _begin(self) -> None:
-        # A forked child closes nothing: it has none of the locks, and the file is its parent's.
+        # A forked child has a handle of its own, and none of its parent's locks.
         self._file = None
-        handling()  # the child's own is made while it has one thread only
         super()._begin()
 
     def _part(self) -> None:
-        with handling():
-            file, self._file = self._file, None
-            if file is not None:
-                file.close()
+        if self._file is not None:
+            self._file.leave(self._bell)
 
     def _turn(self) -> float:
         file = self._file
-        if file is None:
-            with handling():
-                file = self._file = PermitFile(made(self._path))
+        if file is None or not file.is_open():
+            file = self._file = PermitFile.of(made(self._path))
+        if not file.claim(self._bell):
+            return POLL  # one of this name was dropped, and its governor is still at its turn
         need = self._need()
+        # More than is wanted if permits were lost with a descriptor, less if there are some that no pool was told of.
+        lacking = max(0, need.held + need.wanted - file.held)
         others = file.read()
         limit = min([self._whole, *(note.limit for note in others if note.limit < self._whole and file.lives(note))])
         give = file.above(limit) or self._to_give(file, need, others)
         taken = 0
-        if need.wanted and not give:
+        if lacking and not give:
             ahead = sum(note.wanted for note in others if note.since < need.since and note.wanted and file.lives(note))
-            taken = file.take(need.wanted, limit, min(ahead, limit))
+            taken = file.take(lacking, limit, min(ahead, limit))
             if taken:
                 self._took = monotonic()
                 # Before the pools know: whoever is lent a connection finds itself among the members.
-                file.write(self._whole, need.idle, max(0, need.wanted - taken), need.since)
+                file.write(self._whole, need.idle, lacking - taken, need.since)
         if give:
             held = self._allow(file.held - give)
-        elif need.wanted:
+        elif need.wanted or lacking:
             held = self._allow(file.held)
         else:
             held = self._trim()
@@ -95,9 +97,8 @@ class HostBudget(SharedBudget):
             file.give_back(surplus)
             if give:
                 self._gave = monotonic()
-        wanted = max(0, need.wanted - taken)
-        file.write(self._whole, need.idle, wanted, need.since)
-        if wanted:
+        file.write(self._whole, need.idle, lacking - taken, need.since)
+        if lacking > taken:
             return POLL
         return WATCH if file.held else REST
 
@@ -130,21 +131,8 @@ _here: Final[weakref.WeakValueDictionary[str, HostBudget]] = weakref.WeakValueDi
 def members(name: str) -> list[Note]:
     """Return what the living members of a budget have noted, this process included if it is one.
 
-    It waits for another thread that is just opening or closing the file, and raises `OSError` if that cannot be opened.
-    A signal handler that borrows under the budget while this looks, and before anybody has borrowed, gets nothing until
-    it has returned: let it set a flag.
+    It waits for nobody, may be called from a signal handler, and raises `OSError` if the file cannot be opened. The
+    file stays open afterwards.
     """
     path = shared_path(name, "budget")
-    budget = _here.get(path)
-    with handling():
-        # In a child that has not begun anew it is the parent's.
-        own = budget._file if budget is not None and budget._pid == os.getpid() else None
-        if own is not None:
-            return own.living()
-        if not os.path.exists(path):
-            return []
-        file = PermitFile(path)
-        try:
-            return file.living()
-        finally:
-            file.close()
+    return PermitFile.of(path).living() if os.path.exists(path) else []

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
 import signal
+import subprocess
+import sys
+import textwrap
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -166,6 +170,90 @@ def test_what_a_process_gives_back_when_it_leaves_is_free_at_once(url: str) -> N
         assert (member.allowed, member.lost) == (1, False)
     budget.close()
     assert members(url, "leaves") == []
+
+
+def run_member(url: str, work: str) -> str:
+    """Have another process be a member for once, and do something with `pool` and `budget`."""
+    setting = f"""
+        import os
+        import signal
+        from millpond import FleetBudget, Pool, PoolTimeout
+
+        budget = FleetBudget({url!r}, "shared", 1, lease={LONG_LEASE})
+        pool = Pool(object, close=id, budget=budget)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(setting) + textwrap.dedent(work)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stderr == ""
+    return done.stdout
+
+
+def test_budgets_of_one_name_in_two_databases_do_without_each_other(url: str) -> None:
+    budget = FleetBudget(url, "shared", 1, lease=LONG_LEASE)
+    other = FleetBudget(url.removesuffix("/0") + "/1", "shared", 1, lease=LONG_LEASE)
+    with Pool(FakeConnector(), budget=budget) as pool, pool.connection(60):
+        with Pool(FakeConnector(), budget=other) as another, another.connection(60):
+            pass
+        other.close()
+        said = run_member(
+            url,
+            """
+            try:
+                pool.acquire(1)
+            except PoolTimeout:
+                print("refused")
+            """,
+        )
+        assert said == "refused\n"
+    budget.close()
+
+
+def test_what_a_process_had_that_has_ended_without_closing_its_budget_is_free_at_once(url: str) -> None:
+    run_member(
+        url,
+        """
+        pool.release(pool.acquire(30))
+        pool.close()
+        del pool, budget
+        """,
+    )
+    with Pool(FakeConnector(), budget=FleetBudget(url, "shared", 1, lease=LONG_LEASE)) as pool, pool.connection(60):
+        [member] = members(url, "shared")
+        assert member.pid == os.getpid()
+
+
+def test_of_one_who_was_killed_his_successors_tell_though_the_first_cannot(valkey: Valkey, url: str) -> None:
+    with Proxy("127.0.0.1", valkey.port) as proxy:
+        there = proxy.url_for(url)
+        run_member(
+            there,
+            """
+            pool.acquire(30)
+            os.kill(os.getpid(), signal.SIGKILL)
+            """,
+        )
+        assert len(members(url, "shared")) == 1
+        proxy.refuse()
+        run_member(
+            there,
+            """
+            import logging
+
+            logging.disable(logging.CRITICAL)
+            try:
+                pool.acquire(0.5)
+            except PoolTimeout:
+                pass
+            pool.close()
+            budget.close()
+            """,
+        )
+        proxy.heal()
+        budget = FleetBudget(there, "shared", 1, lease=LONG_LEASE)
+        with Pool(FakeConnector(), budget=budget) as pool, pool.connection(60):
+            [member] = members(url, "shared")
+            assert member.pid == os.getpid()
+        budget.close()
 
 
 def test_one_who_leaves_in_the_midst_of_a_renewal_is_not_brought_back_by_it(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import random
@@ -11,9 +12,11 @@ import sys
 import textwrap
 import threading
 import time
+import warnings
 import weakref
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -21,9 +24,9 @@ import pytest
 from millpond import Budget, HostBudget, Misuse, Pool, PoolTimeout, host_budget
 from millpond._permit_file import Note, PermitFile, made
 from millpond._shared_budget import Need
-from millpond.testing import FakeConnector, Postgres
+from millpond.testing import FakeConnection, FakeConnector, Postgres
 
-from ..promises.children import run_program
+from ..promises.children import forked, run_program
 from ..promises.patience import until
 from ..promises.places import Places, Stop, finalisers_cut
 from .conftest import CountingServer, Start, run_for
@@ -229,25 +232,101 @@ def test_a_look_at_the_members_gives_away_no_permit_of_the_process_that_looks(mo
         return living(file)
 
     budget = HostBudget("looked-at", 1)
-    PermitFile(made(budget._path)).close()  # the file is there
+    PermitFile.of(made(budget._path))  # the file is there
     monkeypatch.setattr(PermitFile, "living", slowly)
     looker = threading.Thread(target=host_budget.members, args=("looked-at",))
     looker.start()
     assert looking.wait(60)
     with Pool(FakeConnector(), budget=budget) as pool, pool.connection(60):
         looker.join()
-        assert run_program(ANOTHER) == "refused\n"
+        assert is_refused_to_another("looked-at")
 
 
-ANOTHER = """
-    from millpond import HostBudget, Pool, PoolTimeout
+def is_refused_to_another(name: str) -> bool:
+    """Whether another process is lent nothing under a budget of one connection."""
+    said = run_program(f"""
+        from millpond import HostBudget, Pool, PoolTimeout
 
-    with Pool(object, close=id, budget=HostBudget("looked-at", 1)) as pool:
+        with Pool(object, close=id, budget=HostBudget("{name}", 1)) as pool:
+            try:
+                pool.acquire(0.3)
+            except PoolTimeout:
+                print("refused")
+    """)
+    return said == "refused\n"
+
+
+def test_a_signal_handler_that_borrows_during_the_first_look_at_the_members_is_served(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    living = PermitFile.living
+    served: list[FakeConnection] = []
+
+    def interrupted(file: PermitFile) -> list[Note]:
+        served.append(pool.acquire(60))
+        return living(file)
+
+    budget = HostBudget("handled", 1)
+    PermitFile.of(made(budget._path))  # the file is there
+    with Pool(FakeConnector(), budget=budget) as pool:
+        with monkeypatch.context() as patch:
+            patch.setattr(PermitFile, "living", interrupted)
+            host_budget.members("handled")
+        assert is_refused_to_another("handled")
+        pool.release(served.pop())
+
+
+def test_a_child_that_is_forked_during_a_look_at_the_members_keeps_what_it_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dead = PermitFile.dead
+    here = threading.get_ident()
+    pids: list[int] = []
+    conns: list[FakeConnection] = []
+
+    def interrupted(file: PermitFile, note: Note) -> bool:
+        # As a signal handler would.
+        if not pids and threading.get_ident() == here:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)
+                pids.append(os.fork())
+            if pids == [0]:
+                conns.append(pool.acquire(60))
+        return dead(file, note)
+
+    with Pool(FakeConnector(), budget=HostBudget("forks", 1)) as pool, another_member("forks"):
         try:
-            pool.acquire(0.3)
-        except PoolTimeout:
-            print("refused")
-"""
+            with monkeypatch.context() as patch:
+                patch.setattr(PermitFile, "dead", interrupted)
+                host_budget.members("forks")
+            if pids == [0]:
+                os._exit(not is_refused_to_another("forks"))
+        finally:
+            if pids == [0]:
+                os._exit(2)
+        assert os.waitpid(pids[0], 0)[1] == 0
+
+
+@contextmanager
+def another_member(name: str) -> Iterator[None]:
+    """Have a process that is a member and has nothing."""
+    source = f"""
+        import time
+        from millpond import HostBudget
+
+        budget = HostBudget("{name}", 1)
+        budget._take_turn()
+        print("is one", flush=True)
+        time.sleep(60)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(source)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        try:
+            yield
+        finally:
+            process.kill()
 
 
 def test_a_look_at_the_members_waits_for_no_turn_of_the_governor() -> None:
@@ -265,6 +344,158 @@ def test_a_process_has_one_budget_of_a_name() -> None:
         HostBudget("twice", 1)
     del budget
     HostBudget("twice", 1)
+
+
+def test_a_budget_is_made_anew_at_once_though_the_governor_of_the_last_one_is_at_its_turn() -> None:
+    at_its_turn = threading.Event()
+
+    class Slow(HostBudget):
+        def _need(self) -> Need:
+            at_its_turn.set()
+            time.sleep(0.05)
+            return super()._need()
+
+    def govern() -> None:
+        budget = ref()
+        assert budget is not None
+        budget._take_turn()
+
+    budget = Slow("anew", 1)
+    ref = weakref.ref(budget)
+    governor = threading.Thread(target=govern)
+    governor.start()
+    assert at_its_turn.wait(60)
+    del budget
+    with Pool(FakeConnector(), budget=HostBudget("anew", 1)) as pool, pool.connection(60):
+        assert is_refused_to_another("anew")
+    governor.join()
+
+
+def test_a_budget_that_is_made_while_its_predecessor_is_collected_loses_nothing() -> None:
+    class Maker:
+        """Makes another one as soon as the collector has cleared the weak references to the first."""
+
+        def __init__(self) -> None:
+            self.cycle = self
+            self.budget: HostBudget
+
+        def __del__(self) -> None:
+            pool = Pool(FakeConnector(), budget=HostBudget("cycle", 1))
+            pools.append(pool)
+            with suppress(PoolTimeout):
+                conns.append(pool.acquire(0.2))
+
+    pools: list[Pool[FakeConnection]] = []
+    conns: list[FakeConnection] = []
+    maker = Maker()
+    maker.budget = HostBudget("cycle", 1)
+    maker.budget._take_turn()
+    del maker
+    gc.collect()
+    with pools.pop() as pool:
+        conn = conns.pop() if conns else pool.acquire(60)
+        assert is_refused_to_another("cycle")
+        pool.release(conn)
+
+
+def test_a_process_keeps_one_descriptor_of_a_file_however_often_its_budget_is_made() -> None:
+    def use() -> int:
+        with Pool(FakeConnector(), budget=HostBudget("often", 1)) as pool, pool.connection(60):
+            [note] = host_budget.members("often")
+        return note.slot
+
+    slots = {use()}
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(10):
+        slots.add(use())
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(slots) == 1
+
+
+def test_a_budget_whose_file_was_deleted_since_it_was_dropped_shares_the_new_one() -> None:
+    budget = HostBudget("deleted", 1)
+    budget._take_turn()
+    path = Path(budget._path)
+    del budget
+    path.unlink()
+    with Pool(FakeConnector(), budget=HostBudget("deleted", 1)) as pool, pool.connection(60):
+        assert is_refused_to_another("deleted")
+
+
+def test_a_budget_whose_descriptor_has_become_another_files_gets_its_permits_again_and_writes_nothing_there(
+    tmp_path: Path,
+) -> None:
+    budget = HostBudget("replaced", 1)
+    with Pool(FakeConnector(), budget=budget) as pool, pool.connection(60), (tmp_path / "log").open("w+b") as log:
+        former = budget._file
+        assert former is not None
+        os.dup2(log.fileno(), former._descriptor)
+        until(lambda: budget._file is not former and budget._file is not None and budget._file.held == 1)
+        assert is_refused_to_another("replaced")
+        assert os.fstat(log.fileno()).st_size == 0
+        os.close(former._descriptor)
+
+
+def test_two_budgets_of_a_name_that_threads_make_at_once_are_one_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    barrier = threading.Barrier(2)
+    check = HostBudget._check
+
+    def together(limit: int) -> None:
+        barrier.wait(60)
+        check(limit)
+
+    def make() -> HostBudget | None:
+        try:
+            return HostBudget("at-once", 1)
+        except Misuse:
+            return None
+
+    monkeypatch.setattr(HostBudget, "_check", staticmethod(together))
+    with ThreadPoolExecutor() as executor:
+        budgets = [each.result(60) for each in [executor.submit(make) for _ in range(2)]]
+    assert budgets.count(None) == 1
+
+
+def test_a_disk_that_is_full_takes_no_permit_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    write = os.pwrite
+
+    def fail(descriptor: int, data: bytes, offset: int) -> int:
+        raise OSError(errno.ENOSPC, "no space")
+
+    budget = HostBudget("full", 3)
+    with Pool(FakeConnector(), max_size=3, budget=budget) as pool:
+        budget._take_turn()
+        monkeypatch.setattr(os, "pwrite", fail)
+        with ThreadPoolExecutor() as executor:
+            lent = executor.submit(pool.acquire, 60)
+            until(lambda: budget._file is not None and budget._file.held > 0)
+            for _ in range(3):
+                with suppress(OSError):
+                    budget._take_turn()
+            assert budget._file is not None
+            assert budget._file.held == 1
+            monkeypatch.setattr(os, "pwrite", write)
+            pool.release(lent.result(60))
+
+
+def test_a_daemon_that_has_closed_all_descriptors_opens_the_file_again(tmp_path: Path) -> None:
+    def child() -> None:
+        os.close(number)
+        log = os.open(tmp_path / "log", os.O_RDWR | os.O_CREAT)
+        assert log == number
+        with pool.connection(60):
+            assert is_refused_to_another("daemon")
+        assert os.fstat(log).st_size == 0
+
+    budget = HostBudget("daemon", 1)
+    with Pool(FakeConnector(), budget=budget) as pool:
+        with pool.connection(60):
+            assert budget._file is not None
+            number = budget._file._descriptor
+        pool.refresh()
+        until(lambda: budget.used == 0)
+        with forked(child) as status:
+            assert status() == 0
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "..".join("x" * 60), "späti", "new\n"])
@@ -317,13 +548,15 @@ def test_an_exception_at_any_place_of_making_a_pool_leaves_its_budget_whole(kind
     def strike() -> None:
         raise Stop
 
-    number, places = 0, Places(0, strike)
+    number, places, pools = 0, Places(0, strike), list[object]()
     while number == 0 or places.reached:
         number += 1 if kind is Budget else 5
         budget = Budget(2) if kind is Budget else HostBudget(f"struck-{number}", 2)
         places = Places(number, strike)
         with finalisers_cut(Stop), suppress(Stop), places:
-            Pool(FakeConnector(), min_size=2, max_size=2, budget=budget)
+            pools.append(Pool(FakeConnector(), min_size=2, max_size=2, budget=budget))
+        # Not where it would be struck: its workers would not be sent home.
+        pools.clear()
         until(lambda: is_whole(budget) or gc.collect(0) < 0)  # noqa: B023 (its workers may have it)
     assert number > 50
 
@@ -386,40 +619,13 @@ class FoundInADrop(HostBudget):
         return super()._need()
 
 
-def test_a_turn_that_begins_while_a_budget_is_dropped_ends_before_its_file_is_closed() -> None:
-    before = len(os.listdir("/proc/self/fd"))
+def test_a_turn_that_begins_while_a_budget_is_dropped_leaves_nothing_taken() -> None:
     budget = FoundInADrop()
     governor, found = budget.governor, budget.found
     del budget
     governor.join(60)  # what it raises would fail this test
     assert found == [True]
-    assert len(os.listdir("/proc/self/fd")) == before
     assert host_budget.members("found") == []
-
-
-def test_a_turn_that_would_begin_when_the_file_of_a_budget_is_closed_writes_to_nothing_that_gets_its_number(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    close = PermitFile.close
-    sizes: list[int] = []
-    found: list[bool] = []
-
-    def slowly(file: PermitFile) -> None:
-        number = file._descriptor
-        close(file)
-        with (tmp_path / "another").open("w+b") as another:
-            assert another.fileno() == number
-            governor.start()
-            governor.join(0.1)
-            sizes.append(os.fstat(number).st_size)
-
-    monkeypatch.setattr(PermitFile, "close", slowly)
-    budget = HostBudget("number", 1)
-    budget._take_turn()
-    governor = governor_of(budget, found)
-    del budget
-    governor.join(60)
-    assert (found, sizes) == ([True], [0])
 
 
 def test_a_governor_that_gets_no_thread_of_its_own_governs_in_the_one_that_was_to_start_it(

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import warnings
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -19,7 +20,8 @@ import redis.asyncio
 import millpond
 import millpond.redis
 import millpond.redis.asyncio
-from millpond.testing import Valkey
+from millpond.connectors.redis import AsyncRedis
+from millpond.testing import Proxy, Valkey
 
 from .conftest import Face
 from .test_proof import PARSERS, make
@@ -194,3 +196,32 @@ def test_a_pool_of_a_loop_that_runs_is_not_for_another(valkey: Valkey) -> None:
         await pool.aclose()
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_command_on_a_connection_that_was_just_reset_leaves_nothing_with_the_loop(
+    valkey: Valkey, *, packed: bool
+) -> None:
+    """What it left would be taken for that of the next socket of this number, whose connecting would never end."""
+
+    async def main(connector: AsyncRedis, proxy: Proxy) -> None:
+        conn = await connector.open(60)
+        writer = conn._writer
+        assert writer is not None
+        number = writer.get_extra_info("socket").fileno()
+        proxy.reset()  # in the loop's own thread, which hears of it afterwards
+        while not writer.transport.is_closing():
+            await asyncio.sleep(0)
+        assert writer.get_extra_info("socket").fileno() == number, "it is to be lost, and not closed yet"
+        with suppress(redis.ConnectionError):
+            if packed:
+                await conn.send_packed_command(conn.pack_command("PING"))
+            else:
+                await conn.send_command("PING")
+        while writer.get_extra_info("socket").fileno() >= 0:
+            await asyncio.sleep(0)
+        assert not asyncio.get_running_loop().remove_writer(number)
+        connector.abandon(conn)
+
+    with Proxy("127.0.0.1", valkey.port) as proxy:
+        asyncio.run(main(AsyncRedis(proxy.url_for(valkey.url)), proxy))

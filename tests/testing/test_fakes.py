@@ -16,6 +16,8 @@ import pytest
 from millpond.connector import AsyncConnector, Condition, Connector
 from millpond.testing import AsyncFakeConnector, FakeConnection, FakeConnector
 
+from ..promises.children import forked
+
 T = TypeVar("T")
 
 
@@ -283,3 +285,22 @@ def test_tasks_the_script_and_the_record_are_the_same(run: Run) -> None:
             await fake.wait_until(lambda: False, 0.01)
 
     run(main)
+
+
+def test_a_child_that_is_forked_while_another_thread_is_at_a_connector_can_use_it() -> None:
+    connector = FakeConnector()
+    inside, leave = threading.Event(), threading.Event()
+
+    def seen() -> bool:
+        inside.set()
+        leave.wait(60)
+        return True
+
+    connector.fail_until(seen)
+    with ThreadPoolExecutor() as executor:
+        opened = executor.submit(connector.open, 60)
+        assert inside.wait(60)
+        with forked(connector.hold) as status:
+            assert status() == 0
+        leave.set()
+        assert opened.result(60) is not None

@@ -368,16 +368,20 @@ class AsyncTally(Tally):
         if self._sends_plainly:
             # As redis-py does, but without the task that its time limit is on Python 3.11, if nothing has to wait.
             writer: Any = self._writer
-            writer.writelines(packed)
-            if not writer.transport.get_write_buffer_size():
-                return
+            if not writer.transport.is_closing():
+                writer.writelines(packed)
+                if not writer.transport.get_write_buffer_size():
+                    return
             packed = []
         await self._send(packed, False)
 
     async def send_packed_command(self, command: str | bytes | Iterable[bytes], check_health: bool = True) -> None:
         """Send what somebody has packed."""
         await self._get_ready(check_health)
-        await self._send(self._count(command), False)
+        packed = self._count(command)
+        # Before CPython's issue 136234 was mended (3.13.9, 3.14.1), `writelines` has the loop wait for a transport that
+        # is lost. Whoever then connects with a socket of the same number waits in vain.
+        await self._send([] if self._writer.transport.is_closing() else packed, False)
 
     async def read_response(
         self, disable_decoding: bool = False, timeout: float | None = None, **kwargs: object

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import itertools
+import os
 import socket
 import threading
 import time
@@ -99,7 +100,13 @@ class _Fake:
         self._outages: list[tuple[Callable[[], bool], BaseException]] = []
         self._held = False
         self._let_through = 0
-        self._changed = threading.Condition(threading.RLock())
+        self._changes: dict[int, threading.Condition] = {}
+
+    @property
+    def _changed(self) -> threading.Condition:
+        """Each process has its own: a thread that a forked child does not have may hold its parent's."""
+        found = self._changes.get(os.getpid())
+        return found or self._changes.setdefault(os.getpid(), threading.Condition(threading.RLock()))
 
     # The script
 
