@@ -113,11 +113,10 @@ class PermitFile:
         """Give all permits back for the owner, and wipe the note out, or keep it. It may have been done before."""
         if self._owner.get("") is not owner:
             return
-        if self.is_open():
-            self.give_back(self.held)
-            if not keep:
-                with suppress(OSError):
-                    self._write(self.slot, bytes(NOTE.size))
+        self.give_back(self.held)
+        if not keep:
+            with suppress(OSError):
+                self._write(self.slot, bytes(NOTE.size))
         self._owner.clear()
 
     def is_open(self) -> bool:
@@ -131,7 +130,7 @@ class PermitFile:
             name = os.pread(self._descriptor, 16, NAME)
             if len(name) < 16:
                 name = uuid.uuid4().bytes
-                os.pwrite(self._descriptor, name, NAME)
+                self._put(name, NAME)
         finally:
             fcntl.lockf(self._descriptor, fcntl.LOCK_UN, 1, NAME)
         return name.hex()
@@ -219,7 +218,7 @@ class PermitFile:
     def _mark(self, permit: int, use: bytes) -> None:
         # A disk that is full takes no permit away.
         with suppress(OSError):
-            os.pwrite(self._descriptor, use, USES + permit)
+            self._put(use, USES + permit)
 
     def _read(self) -> Iterator[Note]:
         table = os.pread(self._descriptor, MEMBERS * NOTE.size, 0)
@@ -229,7 +228,12 @@ class PermitFile:
                 yield Note(slot, pid, limit, held, idle, wanted, since)
 
     def _write(self, slot: int, row: bytes) -> None:
-        os.pwrite(self._descriptor, row, slot * NOTE.size)
+        self._put(row, slot * NOTE.size)
+
+    def _put(self, data: bytes, where: int) -> None:
+        # Whoever closes all descriptors may do so in the middle of a turn, and open others.
+        if self.is_open():
+            os.pwrite(self._descriptor, data, where)
 
     def _lock(self, byte: int) -> bool:
         try:
@@ -239,7 +243,8 @@ class PermitFile:
         return True
 
     def _unlock(self, byte: int) -> None:
-        fcntl.lockf(self._descriptor, fcntl.LOCK_UN, 1, byte)
+        with suppress(OSError):  # it is closed, and all locks are gone
+            fcntl.lockf(self._descriptor, fcntl.LOCK_UN, 1, byte)
 
 
 class _Opened:

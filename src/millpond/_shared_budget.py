@@ -14,25 +14,22 @@ import os
 import threading
 import weakref
 from abc import abstractmethod
-from collections.abc import Container
 from time import monotonic, sleep
-from typing import Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple
 
 from millpond._bell import ThreadBell
 from millpond._core.ledger import Share
 from millpond.budget import Budget, Member
 
-__all__ = ["Need", "SharedBudget", "has_budget"]
+__all__ = ["Need", "SharedBudget", "register"]
 
 log: Final = logging.getLogger("millpond")
 
 SETBACK: Final = 1.0
 """Seconds until the governor tries again what has failed, or looks whether what has left is dropped."""
 
-LAST_TURN: Final = 0.1
+LAST_TURN: Final = 2.0
 """Seconds that a turn may take in which the governor has the last reference to a budget."""
-
-K = TypeVar("K")
 
 
 class Need(NamedTuple):
@@ -218,12 +215,14 @@ class SharedBudget(Budget):
         return held
 
 
-def has_budget(budgets: Container[K], key: K) -> bool:
-    """Tell whether a process has a budget; it waits a moment for the governor of one that was dropped."""
+def register(budgets: dict[str, weakref.ref[Any]], path: str, budget: SharedBudget) -> bool:
+    """Let one budget of this process have a file; it waits for the governor of one that was dropped, up to 2 s."""
+    # Not a WeakValueDictionary: that looks first, and then assigns.
+    own = weakref.ref(budget, lambda _: budgets.pop(path, None))
     end = monotonic() + LAST_TURN
-    while key in budgets and monotonic() < end:
+    while budgets.setdefault(path, own) is not own and monotonic() < end:
         sleep(0.001)
-    return key in budgets
+    return budgets.get(path) is own
 
 
 def _appoint(ref: weakref.ref[SharedBudget], bell: ThreadBell, name: str) -> None:

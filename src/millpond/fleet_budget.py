@@ -26,7 +26,7 @@ except ImportError as _missing:
     raise ImportError('redis is not installed: pip install "millpond[redis]"') from _missing
 
 from millpond._permit_file import Note, PermitFile, made, shared_path
-from millpond._shared_budget import SETBACK, SharedBudget, has_budget
+from millpond._shared_budget import SETBACK, SharedBudget, register
 from millpond.errors import Misuse
 
 __all__ = ["FleetBudget", "FleetMember", "members"]
@@ -47,7 +47,6 @@ KEPT: Final = 600.0
 """Seconds for which a reserve is kept for one who has not renewed."""
 WITNESS: Final = 0.25
 """Seconds after which one looks whether another process of its machine has died."""
-_MADE_TWICE: Final = "this process has a FleetBudget {!r} already: give that one to all pools"
 SCRIPT: Final = files("millpond").joinpath("_fleet.lua").read_text()
 KEYS: Final = ("book", "leases", "allowed", "since", "lacking", "idle", "called", "reserve", "lost", "got", "about")
 
@@ -107,7 +106,7 @@ class FleetBudget(SharedBudget):
     The server's own limit (`ALTER ROLE ... CONNECTION LIMIT`) is the fence for what no coordinator can know.
 
     Raises `ValueError` or `TypeError` for arguments that cannot be, `Misuse` if this process has a budget of that name
-    at that coordinator already. A coordinator that cannot be reached is logged, and tried again every second.
+    at that coordinator already, and still two seconds later. A coordinator that cannot be reached is logged, and tried again every second.
     """
 
     def __init__(self, url: str, name: str, limit: int, *, lease: float = 15.0, minimum: int = 1) -> None:
@@ -126,12 +125,10 @@ class FleetBudget(SharedBudget):
         # The slots of the file are members of one coordinator's budget.
         where = sha256(f"{self._coordinator}/{made_of.get('db') or 0}".encode()).hexdigest()
         self._path = shared_path(name, f"{where[:16]}.fleet")
-        if has_budget(_here, self._path):
-            raise Misuse(_MADE_TWICE.format(name))
+        if not register(_here, self._path, self):
+            raise Misuse(f"this process has a FleetBudget {name!r} already: give that one to all pools")
         self._file: PermitFile | None = None
         super().__init__(name, limit)
-        if _here.setdefault(self._path, self) is not self:  # another thread has made one meanwhile
-            raise Misuse(_MADE_TWICE.format(name))
         atexit.register(_leave, weakref.ref(self))
 
     def _begin(self) -> None:
@@ -143,6 +140,8 @@ class FleetBudget(SharedBudget):
         """When the renewal was sent that succeeded last: the lease counts from there, and so ends here before there."""
         self._cut_off = False
         self._looked = -math.inf
+        self._missed: list[Note] = []
+        """Who seemed dead at the last look."""
         self._known = False
         """Whether both the coordinator and the file know of this process."""
         self._parted = False
@@ -213,7 +212,10 @@ class FleetBudget(SharedBudget):
         dead: list[Note] = []
         if now - self._looked > WITNESS:
             self._looked = now
-            dead = file.departed()
+            departed = file.departed()
+            # Twice: one whose descriptor was closed takes its lock again.
+            dead = [note for note in departed if note in self._missed]
+            self._missed = departed
         told = self._renew(file, own, max(0, min(need.idle, own - floor)), lacks, waited, dead=dead)
         if not isinstance(told, _Terms):
             return self._go_on(told, now)
@@ -307,7 +309,7 @@ class FleetBudget(SharedBudget):
         return min(SETBACK, self._sent + self._lease - now) if self._sent > -math.inf else SETBACK
 
 
-_here: Final[weakref.WeakValueDictionary[str, FleetBudget]] = weakref.WeakValueDictionary()
+_here: Final[dict[str, weakref.ref[FleetBudget]]] = {}
 """The budgets of this process, by their files."""
 
 

@@ -8,7 +8,7 @@ from time import monotonic
 from typing import Final
 
 from millpond._permit_file import Note, PermitFile, made, shared_path
-from millpond._shared_budget import Need, SharedBudget, has_budget
+from millpond._shared_budget import Need, SharedBudget, register
 from millpond.errors import Misuse
 
 __all__ = ["HostBudget", "members"]
@@ -25,7 +25,6 @@ TURN: Final = 0.1
 """Seconds that a process whose own callers wait keeps what it got last, before it passes any on."""
 STUBBORN: Final = 1.0
 """Seconds after which one does not count on others who have something idle, and give nothing: they may be stopped."""
-_MADE_TWICE: Final = "this process has a HostBudget {!r} already: give that one to all pools"
 
 
 class HostBudget(SharedBudget):
@@ -43,19 +42,17 @@ class HostBudget(SharedBudget):
     limits, the lowest holds. The file is in `$XDG_RUNTIME_DIR/millpond`, or else in the folder for temporary files.
 
     Raises `ValueError` or `TypeError` for a name or a limit that cannot be, `Misuse` if this process has a budget of
-    that name already: all pools have to share it. Where the file cannot be opened, that is logged, pools wait for their
+    that name already, and still two seconds later: all pools have to share it. Where the file cannot be opened, that is logged, pools wait for their
     permits, and it is tried again every second. Once opened it stays open, for the next budget of that name.
     """
 
     def __init__(self, name: str, limit: int) -> None:
         self._path = shared_path(name, "budget")
-        if has_budget(_here, self._path):
-            raise Misuse(_MADE_TWICE.format(name))
+        if not register(_here, self._path, self):
+            raise Misuse(f"this process has a HostBudget {name!r} already: give that one to all pools")
         self._file: PermitFile | None = None
         self._gave = self._took = -REST
         super().__init__(name, limit)
-        if _here.setdefault(self._path, self) is not self:  # another thread has made one meanwhile
-            raise Misuse(_MADE_TWICE.format(name))
 
     def _begin(self) -> None:
         # A forked child has a handle of its own, and none of its parent's locks.
@@ -73,11 +70,13 @@ class HostBudget(SharedBudget):
         if not file.claim(self._bell):
             return POLL  # one of this name was dropped, and its governor is still at its turn
         need = self._need()
-        # More than is wanted if permits were lost with a descriptor, less if there are some that no pool was told of.
-        lacking = max(0, need.held + need.wanted - file.held)
         others = file.read()
         limit = min([self._whole, *(note.limit for note in others if note.limit < self._whole and file.lives(note))])
+        if need.held > file.held:
+            file.take(need.held - file.held, limit, 0)  # they were lost with a descriptor; what is not left is closed
         give = file.above(limit) or self._to_give(file, need, others)
+        # There may be some that no pool could be told of.
+        lacking = min(need.wanted, max(0, need.held + need.wanted - file.held))
         taken = 0
         if lacking and not give:
             ahead = sum(note.wanted for note in others if note.since < need.since and note.wanted and file.lives(note))
@@ -88,7 +87,7 @@ class HostBudget(SharedBudget):
                 file.write(self._whole, need.idle, lacking - taken, need.since)
         if give:
             held = self._allow(file.held - give)
-        elif need.wanted or lacking:
+        elif need.wanted or need.held > file.held:
             held = self._allow(file.held)
         else:
             held = self._trim()
@@ -124,7 +123,7 @@ class HostBudget(SharedBudget):
         return int(first.held == 0 or file.held - first.held >= 2)
 
 
-_here: Final[weakref.WeakValueDictionary[str, HostBudget]] = weakref.WeakValueDictionary()
+_here: Final[dict[str, weakref.ref[HostBudget]]] = {}
 """The budgets of this process, by their files."""
 
 

@@ -21,8 +21,8 @@ from pathlib import Path
 
 import pytest
 
-from millpond import Budget, HostBudget, Misuse, Pool, PoolTimeout, host_budget
-from millpond._permit_file import Note, PermitFile, made
+from millpond import Budget, HostBudget, Misuse, Pool, PoolTimeout, _shared_budget, host_budget
+from millpond._permit_file import Note, PermitFile, made, shared_path
 from millpond._shared_budget import Need
 from millpond.testing import FakeConnection, FakeConnector, Postgres
 
@@ -392,24 +392,26 @@ def test_a_budget_that_is_made_while_its_predecessor_is_collected_loses_nothing(
     maker.budget._take_turn()
     del maker
     gc.collect()
+    assert conns == [], "its predecessor has not given back what it had"
     with pools.pop() as pool:
-        conn = conns.pop() if conns else pool.acquire(60)
+        conn = pool.acquire(60)
         assert is_refused_to_another("cycle")
         pool.release(conn)
 
 
 def test_a_process_keeps_one_descriptor_of_a_file_however_often_its_budget_is_made() -> None:
-    def use() -> int:
+    for _ in range(10):
         with Pool(FakeConnector(), budget=HostBudget("often", 1)) as pool, pool.connection(60):
             [note] = host_budget.members("often")
-        return note.slot
+            assert note.slot == 0
+        del pool
+    files = [os.readlink(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd") if is_there(number)]
+    assert files.count(shared_path("often", "budget")) == 1
 
-    slots = {use()}
-    before = len(os.listdir("/proc/self/fd"))
-    for _ in range(10):
-        slots.add(use())
-    assert len(os.listdir("/proc/self/fd")) == before
-    assert len(slots) == 1
+
+def is_there(number: str) -> bool:
+    """Whether this process has a descriptor, and not only had it when it looked."""
+    return os.path.lexists(f"/proc/self/fd/{number}")
 
 
 def test_a_budget_whose_file_was_deleted_since_it_was_dropped_shares_the_new_one() -> None:
@@ -429,7 +431,8 @@ def test_a_budget_whose_descriptor_has_become_another_files_gets_its_permits_aga
     with Pool(FakeConnector(), budget=budget) as pool, pool.connection(60), (tmp_path / "log").open("w+b") as log:
         former = budget._file
         assert former is not None
-        os.dup2(log.fileno(), former._descriptor)
+        with budget._turning:
+            os.dup2(log.fileno(), former._descriptor)
         until(lambda: budget._file is not former and budget._file is not None and budget._file.held == 1)
         assert is_refused_to_another("replaced")
         assert os.fstat(log.fileno()).st_size == 0
@@ -438,11 +441,10 @@ def test_a_budget_whose_descriptor_has_become_another_files_gets_its_permits_aga
 
 def test_two_budgets_of_a_name_that_threads_make_at_once_are_one_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
     barrier = threading.Barrier(2)
-    check = HostBudget._check
 
-    def together(limit: int) -> None:
+    def path_of(name: str, kind: str) -> str:
         barrier.wait(60)
-        check(limit)
+        return shared_path(name, kind)
 
     def make() -> HostBudget | None:
         try:
@@ -450,7 +452,8 @@ def test_two_budgets_of_a_name_that_threads_make_at_once_are_one_too_many(monkey
         except Misuse:
             return None
 
-    monkeypatch.setattr(HostBudget, "_check", staticmethod(together))
+    monkeypatch.setattr(host_budget, "shared_path", path_of)
+    monkeypatch.setattr(_shared_budget, "LAST_TURN", 0.05)
     with ThreadPoolExecutor() as executor:
         budgets = [each.result(60) for each in [executor.submit(make) for _ in range(2)]]
     assert budgets.count(None) == 1
@@ -476,13 +479,18 @@ def test_a_disk_that_is_full_takes_no_permit_away(monkeypatch: pytest.MonkeyPatc
             assert budget._file.held == 1
             monkeypatch.setattr(os, "pwrite", write)
             pool.release(lent.result(60))
+    monkeypatch.setattr(os, "pwrite", fail)
+    with budget._turning:
+        budget._file.take(1, 3, 0)
+        budget._file.give_back(budget._file.held)
+        assert budget._file.held == 0
 
 
 def test_a_daemon_that_has_closed_all_descriptors_opens_the_file_again(tmp_path: Path) -> None:
     def child() -> None:
-        os.close(number)
         log = os.open(tmp_path / "log", os.O_RDWR | os.O_CREAT)
-        assert log == number
+        with budget._turning:
+            os.dup2(log, number)
         with pool.connection(60):
             assert is_refused_to_another("daemon")
         assert os.fstat(log).st_size == 0
