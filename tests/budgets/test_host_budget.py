@@ -247,10 +247,12 @@ def is_refused_to_another(name: str) -> bool:
     said = run_program(f"""
         from millpond import HostBudget, Pool, PoolTimeout
 
-        with Pool(object, close=id, budget=HostBudget("{name}", 1)) as pool:
+        budget = HostBudget("{name}", 1)
+        with Pool(object, close=id, budget=budget) as pool:
             try:
                 pool.acquire(0.3)
             except PoolTimeout:
+                assert budget._file is not None, "it has not asked"
                 print("refused")
     """)
     return said == "refused\n"

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import warnings
-from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -213,7 +212,7 @@ def test_a_command_on_a_connection_that_was_just_reset_leaves_nothing_with_the_l
         while not writer.transport.is_closing():
             await asyncio.sleep(0)
         assert writer.get_extra_info("socket").fileno() == number, "it is to be lost, and not closed yet"
-        with suppress(redis.ConnectionError):
+        with pytest.raises(redis.ConnectionError):
             if packed:
                 await conn.send_packed_command(conn.pack_command("PING"))
             else:
