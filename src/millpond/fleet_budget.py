@@ -106,7 +106,8 @@ class FleetBudget(SharedBudget):
     The server's own limit (`ALTER ROLE ... CONNECTION LIMIT`) is the fence for what no coordinator can know.
 
     Raises `ValueError` or `TypeError` for arguments that cannot be, `Misuse` if this process has a budget of that name
-    at that coordinator already, and still two seconds later. A coordinator that cannot be reached is logged, and tried again every second.
+    at that coordinator already, and still two seconds later. A coordinator that cannot be reached is logged, and tried
+    again every second.
     """
 
     def __init__(self, url: str, name: str, limit: int, *, lease: float = 15.0, minimum: int = 1) -> None:

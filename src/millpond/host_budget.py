@@ -42,8 +42,9 @@ class HostBudget(SharedBudget):
     limits, the lowest holds. The file is in `$XDG_RUNTIME_DIR/millpond`, or else in the folder for temporary files.
 
     Raises `ValueError` or `TypeError` for a name or a limit that cannot be, `Misuse` if this process has a budget of
-    that name already, and still two seconds later: all pools have to share it. Where the file cannot be opened, that is logged, pools wait for their
-    permits, and it is tried again every second. Once opened it stays open, for the next budget of that name.
+    that name already, and still two seconds later: all pools have to share it. Where the file cannot be opened, that is
+    logged, pools wait for their permits, and it is tried again every second. Once opened it stays open, for the next
+    budget of that name.
     """
 
     def __init__(self, name: str, limit: int) -> None:
