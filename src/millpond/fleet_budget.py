@@ -112,6 +112,7 @@ class FleetBudget(SharedBudget):
 
     def __init__(self, url: str, name: str, limit: int, *, lease: float = 15.0, minimum: int = 1) -> None:
         shared_path(name, "fleet")  # which looks at the name
+        self._check(limit)
         if not 0.5 <= lease <= 3600:
             raise ValueError(f"lease={lease!r} must be from 0.5 to 3600 seconds")
         if not 0 <= minimum <= limit:

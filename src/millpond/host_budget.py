@@ -49,6 +49,7 @@ class HostBudget(SharedBudget):
 
     def __init__(self, name: str, limit: int) -> None:
         self._path = shared_path(name, "budget")
+        self._check(limit)
         if not register(_here, self._path, self):
             raise Misuse(f"this process has a HostBudget {name!r} already: give that one to all pools")
         self._file: PermitFile | None = None

@@ -345,7 +345,10 @@ def test_a_process_has_one_budget_of_a_name() -> None:
     with pytest.raises(Misuse, match="this process has a HostBudget 'twice' already"):
         HostBudget("twice", 1)
     del budget
+    with pytest.raises(ValueError, match="limit=0") as refused:
+        HostBudget("twice", 0)
     HostBudget("twice", 1)
+    assert refused.tb is not None, "which has what was not made"
 
 
 def test_a_budget_is_made_anew_at_once_though_the_governor_of_the_last_one_is_at_its_turn() -> None:
