@@ -65,5 +65,5 @@ def run_program(source: str, *options: str) -> str:
     """Run a program, which has to end well and to complain of nothing; return what it has printed."""
     command = [sys.executable, *options, "-c", textwrap.dedent(source)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr) == (0, ""), f"it ended with {done.returncode} and said:\n{done.stderr}"
     return done.stdout
