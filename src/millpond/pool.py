@@ -327,7 +327,11 @@ def _disperse_all() -> None:
 
 
 def _hire_keeper(ref: weakref.ref[Pool[C]], bell: ThreadBell, name: str) -> None:
-    threading.Thread(target=_keep, args=(ref, bell), name=f"millpond-{name}-keeper", daemon=True).start()
+    keeper = threading.Thread(target=_keep, args=(ref, bell), name=f"millpond-{name}-keeper", daemon=True)
+    # Who waits for a connection asks for one again. From Python 3.12 on, a program that ends begins no thread any more.
+    # (test: a_keeper_who_is_hired_while_a_program_ends_is_not_missed)
+    with suppress(RuntimeError):
+        keeper.start()
 
 
 def _keep(ref: weakref.ref[Pool[C]], bell: ThreadBell) -> None:

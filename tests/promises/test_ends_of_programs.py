@@ -70,3 +70,32 @@ OPENING = """
 
 def test_a_program_that_ends_while_it_opens_its_first_connection_says_nothing() -> None:
     assert run_program(OPENING, "-W", "ignore") == ""
+
+
+HIRING = """
+    import _thread, atexit, time, weakref
+    from millpond import Pool, pool
+    from millpond.testing import FakeConnector
+
+    def hire(*whom):
+        # Of two callers that need one at the same time each brings one, and this thread is slow.
+        ending.acquire()
+        try:
+            pool._hire_keeper(*whom)
+        finally:
+            hired.release()
+
+    def end():
+        ending.release()
+        hired.acquire()
+
+    ending, hired = _thread.allocate_lock(), _thread.allocate_lock()
+    ending.acquire(), hired.acquire()
+    with Pool(FakeConnector()) as used, used.connection():
+        _thread.start_new_thread(hire, (weakref.ref(used), used._bell, used.name))
+    atexit.register(end)
+"""
+
+
+def test_a_keeper_who_is_hired_while_a_program_ends_is_not_missed() -> None:
+    assert run_program(HIRING) == ""
