@@ -28,6 +28,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Final, NamedTuple
 
+from millpond._watcher import Descriptor
+
 __all__ = ["Note", "PermitFile", "made", "shared_path"]
 
 MEMBERS: Final = 4096
@@ -70,9 +72,8 @@ class PermitFile:
     One budget at a time has the permits. Anybody may look at the notes.
     """
 
-    def __init__(self, opened: _Opened, path: str) -> None:
-        self._opened = opened
-        self._descriptor = opened.number
+    def __init__(self, descriptor: Descriptor, path: str) -> None:
+        self._descriptor: Final = descriptor
         self._permits: set[int] = set()
         self._owner: dict[str, object] = {}
         slot = next((slot for slot in range(MEMBERS) if self._lock(MEMBER_LOCKS + slot)), None)
@@ -92,17 +93,17 @@ class PermitFile:
 
         Raises `OSError` if the file cannot be opened, is not this user's own, or has too many members.
         """
-        opened = _open(path)
-        key = (os.getpid(), opened)
+        descriptor = _open(path)
+        key = (os.getpid(), descriptor)
         found = _files.get(key)
         if found is not None:
             return found
-        new = cls(opened, path)
-        if new.predecessor is not None and not keep:
-            new._write(new.slot, bytes(NOTE.size))
+        new = cls(descriptor, path)
         found = _files.setdefault(key, new)
         if found.slot != new.slot:
             new._unlock(MEMBER_LOCKS + new.slot)
+        elif found is new and new.predecessor is not None and not keep:
+            new._write(new.slot, bytes(NOTE.size))
         return found
 
     def claim(self, owner: object) -> bool:
@@ -113,26 +114,27 @@ class PermitFile:
         """Give all permits back for the owner, and wipe the note out, or keep it. It may have been done before."""
         if self._owner.get("") is not owner:
             return
-        self.give_back(self.held)
-        if not keep:
-            with suppress(OSError):
-                self._write(self.slot, bytes(NOTE.size))
+        if self.is_open():
+            self.give_back(self.held)
+            if not keep:
+                with suppress(OSError):
+                    self._write(self.slot, bytes(NOTE.size))
         self._owner.clear()
 
     def is_open(self) -> bool:
-        """Tell whether the descriptor is still that of the file. If not, it was closed, and the locks are lost."""
-        return self._opened.current()
+        """Tell whether this is still the handle. If not, its descriptor was closed, and the locks are lost."""
+        return _files.get((os.getpid(), self._descriptor)) is self and self._descriptor.current()
 
     def name(self) -> str:
         """Return a name that no other file has, be its path the same in another container or on another host."""
-        fcntl.lockf(self._descriptor, fcntl.LOCK_EX, 1, NAME)  # for an instant: who begins a file names it
+        fcntl.lockf(self._descriptor.number, fcntl.LOCK_EX, 1, NAME)  # for an instant: who begins a file names it
         try:
-            name = os.pread(self._descriptor, 16, NAME)
+            name = os.pread(self._descriptor.number, 16, NAME)
             if len(name) < 16:
                 name = uuid.uuid4().bytes
                 self._put(name, NAME)
         finally:
-            fcntl.lockf(self._descriptor, fcntl.LOCK_UN, 1, NAME)
+            fcntl.lockf(self._descriptor.number, fcntl.LOCK_UN, 1, NAME)
         return name.hex()
 
     @property
@@ -213,7 +215,7 @@ class PermitFile:
         return False
 
     def _in_use(self, permit: int) -> bool:
-        return os.pread(self._descriptor, 1, USES + permit) == b"\1"
+        return os.pread(self._descriptor.number, 1, USES + permit) == b"\1"
 
     def _mark(self, permit: int, use: bytes) -> None:
         # A disk that is full takes no permit away.
@@ -221,7 +223,7 @@ class PermitFile:
             self._put(use, USES + permit)
 
     def _read(self) -> Iterator[Note]:
-        table = os.pread(self._descriptor, MEMBERS * NOTE.size, 0)
+        table = os.pread(self._descriptor.number, MEMBERS * NOTE.size, 0)
         for slot, offset in enumerate(range(0, len(table) - NOTE.size + 1, NOTE.size)):
             magic, pid, limit, held, idle, wanted, since = NOTE.unpack_from(table, offset)
             if magic == MAGIC:
@@ -233,64 +235,47 @@ class PermitFile:
     def _put(self, data: bytes, where: int) -> None:
         # Whoever closes all descriptors may do so in the middle of a turn, and open others.
         if self.is_open():
-            os.pwrite(self._descriptor, data, where)
+            os.pwrite(self._descriptor.number, data, where)
 
     def _lock(self, byte: int) -> bool:
         try:
-            fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte)
+            fcntl.lockf(self._descriptor.number, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte)
         except (BlockingIOError, PermissionError):
             return False
         return True
 
     def _unlock(self, byte: int) -> None:
         with suppress(OSError):  # it is closed, and all locks are gone
-            fcntl.lockf(self._descriptor, fcntl.LOCK_UN, 1, byte)
+            fcntl.lockf(self._descriptor.number, fcntl.LOCK_UN, 1, byte)
 
 
-class _Opened:
-    """A descriptor that this process has, or has inherited."""
-
-    def __init__(self, number: int, identity: tuple[int, int]) -> None:
-        self.number: Final = number
-        self.identity: Final = identity
-
-    def current(self) -> bool:
-        """Tell whether the number still means this file. Who becomes a daemon closes all descriptors."""
-        try:
-            return _identity(os.fstat(self.number)) == self.identity
-        except OSError:
-            return False
-
-
-_opened: Final[dict[tuple[int, int], _Opened]] = {}
-"""The descriptors by their files."""
-_files: Final[dict[tuple[int, _Opened], PermitFile]] = {}
+_opened: Final[dict[tuple[int, int], Descriptor]] = {}
+"""The descriptors that this process has, or has inherited, by their files."""
+_files: Final[dict[tuple[int, Descriptor], PermitFile]] = {}
 """The handles by their processes: those of a parent are not its child's."""
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_files.clear)
 
 
-def _identity(about: os.stat_result) -> tuple[int, int]:
-    return about.st_dev, about.st_ino
-
-
-def _open(path: str) -> _Opened:
+def _open(path: str) -> Descriptor:
     """Return the descriptor that this process keeps of a file."""
     with suppress(FileNotFoundError):
-        identity = _identity(os.lstat(path))
-        kept = _opened.get(identity)
+        about = os.lstat(path)
+        kept = _opened.get((about.st_dev, about.st_ino))
         if kept is not None:
             if kept.current():
                 return kept
-            _opened.pop(identity, None)
+            # Who becomes a daemon closes all descriptors. The next one may get the same number, and has no lock.
+            _opened.pop((about.st_dev, about.st_ino), None)
+            _files.pop((os.getpid(), kept), None)
     number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     about = os.fstat(number)
     if not stat.S_ISREG(about.st_mode) or about.st_uid != os.geteuid():
         os.close(number)
         raise PermissionError(f"{path} is not a file of this user's")
     # Of two threads that come at once, one has its descriptor for nothing: closed, it would free the other's locks.
-    return _opened.setdefault(_identity(about), _Opened(number, _identity(about)))
+    return _opened.setdefault((about.st_dev, about.st_ino), Descriptor(number, about.st_dev, about.st_ino))
 
 
 def shared_path(name: str, kind: str) -> str:

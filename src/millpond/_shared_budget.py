@@ -19,6 +19,7 @@ from typing import Any, Final, NamedTuple
 
 from millpond._bell import ThreadBell
 from millpond._core.ledger import Share
+from millpond._permit_file import PermitFile, made
 from millpond.budget import Budget, Member
 
 __all__ = ["Need", "SharedBudget", "register"]
@@ -57,7 +58,11 @@ class SharedBudget(Budget):
         super().__init__(limit)
         self._whole = limit
 
+    _path: str
+
     def _begin(self) -> None:
+        # A forked child is another member: it has a handle of its own, and none of its parent's locks.
+        self._file: PermitFile | None = None
         self._ledger.limit = 0
         self._governed = False
         self._left = False
@@ -134,6 +139,15 @@ class SharedBudget(Budget):
                 return False
             self._governed = True
             return True
+
+    def _handle(self, *, keep: bool = False) -> PermitFile | None:
+        """Return the handle on the file, or None while one of this name that was dropped still has the permits.
+
+        `keep` is for what a predecessor has noted.
+        """
+        if self._file is None or not self._file.is_open():
+            self._file = PermitFile.of(made(self._path), keep=keep)
+        return self._file if self._file.claim(self._bell) else None
 
     @abstractmethod
     def _turn(self) -> float:

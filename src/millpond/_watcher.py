@@ -25,14 +25,16 @@ class Descriptor(NamedTuple):
     """A file descriptor that can be told from a later one with the same number."""
 
     number: int
+    device: int
     inode: int
 
     def current(self) -> bool:
         """Whether the number still means the same file."""
         try:
-            return os.fstat(self.number).st_ino == self.inode
+            about = os.fstat(self.number)
         except OSError:
             return False
+        return (about.st_dev, about.st_ino) == (self.device, self.inode)
 
 
 E = TypeVar("E")
@@ -121,9 +123,10 @@ def identify(number: int | None) -> Descriptor | None:
     if number is None:
         return None
     try:
-        return Descriptor(number, os.fstat(number).st_ino)
+        about = os.fstat(number)
     except OSError:
         return None
+    return Descriptor(number, about.st_dev, about.st_ino)
 
 
 def _roused() -> _Watcher:

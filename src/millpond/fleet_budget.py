@@ -25,7 +25,7 @@ try:
 except ImportError as _missing:
     raise ImportError('redis is not installed: pip install "millpond[redis]"') from _missing
 
-from millpond._permit_file import Note, PermitFile, made, shared_path
+from millpond._permit_file import Note, PermitFile, shared_path
 from millpond._shared_budget import SETBACK, SharedBudget, register
 from millpond.errors import Misuse
 
@@ -111,7 +111,6 @@ class FleetBudget(SharedBudget):
     """
 
     def __init__(self, url: str, name: str, limit: int, *, lease: float = 15.0, minimum: int = 1) -> None:
-        shared_path(name, "fleet")  # which looks at the name
         self._check(limit)
         if not 0.5 <= lease <= 3600:
             raise ValueError(f"lease={lease!r} must be from 0.5 to 3600 seconds")
@@ -129,13 +128,10 @@ class FleetBudget(SharedBudget):
         self._path = shared_path(name, f"{where[:16]}.fleet")
         if not register(_here, self._path, self):
             raise Misuse(f"this process has a FleetBudget {name!r} already: give that one to all pools")
-        self._file: PermitFile | None = None
         super().__init__(name, limit)
         atexit.register(_leave, weakref.ref(self))
 
     def _begin(self) -> None:
-        # A forked child is another member; the handle and the connection are its parent's.
-        self._file = None
         self._client = _client(self._url)
         self._terms = _Terms(0, 0, 1, "", 0, 0)
         self._sent = -math.inf
@@ -185,13 +181,12 @@ class FleetBudget(SharedBudget):
             self._client.close()
 
     def _turn(self) -> float:
-        file = self._file
-        if file is None or not file.is_open():
-            file = self._file = PermitFile.of(made(self._path), keep=True)
-            if self._known:
-                file.write(self._whole, 0, 0, math.inf)
-        if not file.claim(self._bell):
-            return BEAT  # one of this name was dropped, and its governor is still at its turn
+        former = self._file
+        file = self._handle(keep=True)
+        if file is None:
+            return BEAT
+        if self._known and file is not former:
+            file.write(self._whole, 0, 0, math.inf)
         if not self._known:
             return self._enter(file)
         need = self._need()

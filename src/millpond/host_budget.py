@@ -7,7 +7,7 @@ import weakref
 from time import monotonic
 from typing import Final
 
-from millpond._permit_file import Note, PermitFile, made, shared_path
+from millpond._permit_file import Note, PermitFile, shared_path
 from millpond._shared_budget import Need, SharedBudget, register
 from millpond.errors import Misuse
 
@@ -52,25 +52,17 @@ class HostBudget(SharedBudget):
         self._check(limit)
         if not register(_here, self._path, self):
             raise Misuse(f"this process has a HostBudget {name!r} already: give that one to all pools")
-        self._file: PermitFile | None = None
         self._gave = self._took = -REST
         super().__init__(name, limit)
-
-    def _begin(self) -> None:
-        # A forked child has a handle of its own, and none of its parent's locks.
-        self._file = None
-        super()._begin()
 
     def _part(self) -> None:
         if self._file is not None:
             self._file.leave(self._bell)
 
     def _turn(self) -> float:
-        file = self._file
-        if file is None or not file.is_open():
-            file = self._file = PermitFile.of(made(self._path))
-        if not file.claim(self._bell):
-            return POLL  # one of this name was dropped, and its governor is still at its turn
+        file = self._handle()
+        if file is None:
+            return POLL
         need = self._need()
         others = file.read()
         limit = min([self._whole, *(note.limit for note in others if note.limit < self._whole and file.lives(note))])

@@ -17,6 +17,7 @@ import pytest
 import redis
 
 from millpond import FleetBudget, Misuse, Pool, PoolTimeout
+from millpond._permit_file import Note, PermitFile
 from millpond.fleet_budget import members
 from millpond.testing import FakeConnector, Proxy, Valkey
 
@@ -254,6 +255,29 @@ def test_of_one_who_was_killed_his_successors_tell_though_the_first_cannot(valke
             [member] = members(url, "shared")
             assert member.pid == os.getpid()
         budget.close()
+
+
+def test_a_member_that_seems_dead_at_one_look_is_not_told_of(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its descriptor was closed under it, and it is about to take its lock again."""
+    looks: list[list[Note]] = []
+    told: list[str] = []
+    call = FleetBudget._call
+
+    def look(_: PermitFile) -> list[Note]:
+        looks.append([Note(7, 1, 1, 0, 0, 0, 0.0)] if not len(looks) % 2 else [])
+        return looks[-1]
+
+    def tell(budget: FleetBudget, *what: Any) -> Any:
+        told.extend(what[6:])
+        return call(budget, *what)
+
+    monkeypatch.setattr(PermitFile, "departed", look)
+    monkeypatch.setattr(FleetBudget, "_call", tell)
+    budget = FleetBudget(url, "seems", 1, lease=LONG_LEASE)
+    with Pool(FakeConnector(), budget=budget) as pool, pool.connection(60):
+        until(lambda: len(looks) > 3, timeout=60)
+    budget.close()
+    assert told == []
 
 
 def test_one_who_leaves_in_the_midst_of_a_renewal_is_not_brought_back_by_it(

@@ -232,7 +232,7 @@ def test_a_look_at_the_members_gives_away_no_permit_of_the_process_that_looks(mo
         return living(file)
 
     budget = HostBudget("looked-at", 1)
-    PermitFile.of(made(budget._path))  # the file is there
+    Path(made(budget._path)).touch()
     monkeypatch.setattr(PermitFile, "living", slowly)
     looker = threading.Thread(target=host_budget.members, args=("looked-at",))
     looker.start()
@@ -269,7 +269,7 @@ def test_a_signal_handler_that_borrows_during_the_first_look_at_the_members_is_s
         return living(file)
 
     budget = HostBudget("handled", 1)
-    PermitFile.of(made(budget._path))  # the file is there
+    Path(made(budget._path)).touch()
     with Pool(FakeConnector(), budget=budget) as pool:
         with monkeypatch.context() as patch:
             patch.setattr(PermitFile, "living", interrupted)
@@ -437,11 +437,31 @@ def test_a_budget_whose_descriptor_has_become_another_files_gets_its_permits_aga
         former = budget._file
         assert former is not None
         with budget._turning:
-            os.dup2(log.fileno(), former._descriptor)
+            os.dup2(log.fileno(), former._descriptor.number)
         until(lambda: budget._file is not former and budget._file is not None and budget._file.held == 1)
         assert is_refused_to_another("replaced")
         assert os.fstat(log.fileno()).st_size == 0
-        os.close(former._descriptor)
+        os.close(former._descriptor.number)
+
+
+def test_a_budget_whose_file_is_opened_again_with_the_same_number_knows_that_its_permits_were_lost() -> None:
+    budget = HostBudget("reopened", 1)
+    with Pool(FakeConnector(), budget=budget) as pool, pool.connection(60):
+        former = budget._file
+        assert former is not None
+        number = former._descriptor.number
+        with budget._turning:
+            os.close(number)
+            hogs = [os.open(os.devnull, os.O_RDONLY)]
+            while hogs[-1] != number:
+                hogs.append(os.open(os.devnull, os.O_RDONLY))
+            os.close(hogs.pop())
+            host_budget.members("reopened")  # which opens it
+            assert former._descriptor.current()
+        until(lambda: budget._file is not former and budget._file is not None and budget._file.held == 1)
+        assert is_refused_to_another("reopened")
+    for hog in hogs:
+        os.close(hog)
 
 
 def test_two_budgets_of_a_name_that_threads_make_at_once_are_one_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -504,7 +524,7 @@ def test_a_daemon_that_has_closed_all_descriptors_opens_the_file_again(tmp_path:
     with Pool(FakeConnector(), budget=budget) as pool:
         with pool.connection(60):
             assert budget._file is not None
-            number = budget._file._descriptor
+            number = budget._file._descriptor.number
         pool.refresh()
         until(lambda: budget.used == 0)
         with forked(child) as status:

@@ -197,9 +197,17 @@ def test_a_pool_of_a_loop_that_runs_is_not_for_another(valkey: Valkey) -> None:
     asyncio.run(main())
 
 
+class Own(redis.asyncio.Connection):
+    """One with a way of its own to send."""
+
+    async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
+        await super().send_packed_command(command, check_health)
+
+
+@pytest.mark.parametrize("kind", [redis.asyncio.Connection, Own])
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_command_on_a_connection_that_was_just_reset_leaves_nothing_with_the_loop(
-    valkey: Valkey, *, packed: bool
+    valkey: Valkey, kind: type[redis.asyncio.Connection], *, packed: bool
 ) -> None:
     """What it left would be taken for that of the next socket of this number, whose connecting would never end."""
 
@@ -223,4 +231,4 @@ def test_a_command_on_a_connection_that_was_just_reset_leaves_nothing_with_the_l
         connector.abandon(conn)
 
     with Proxy("127.0.0.1", valkey.port) as proxy:
-        asyncio.run(main(AsyncRedis(proxy.url_for(valkey.url)), proxy))
+        asyncio.run(main(AsyncRedis(lambda: kind(host=proxy.host, port=proxy.port)), proxy))

@@ -372,13 +372,16 @@ class AsyncTally(Tally):
                 writer.writelines(packed)
                 if not writer.transport.get_write_buffer_size():
                     return
-            packed = []
-        await self._send(packed, False)
+                packed = []
+        await self._hand_over(packed)
 
     async def send_packed_command(self, command: str | bytes | Iterable[bytes], check_health: bool = True) -> None:
         """Send what somebody has packed."""
         await self._get_ready(check_health)
-        packed = self._count(command)
+        await self._hand_over(self._count(command))
+
+    async def _hand_over(self, packed: Iterable[str | bytes]) -> None:
+        """Have redis-py send what has been counted."""
         # Before CPython's issue 136234 was mended (3.13.9, 3.14.1), `writelines` has the loop wait for a transport that
         # is lost. Whoever then connects with a socket of the same number waits in vain.
         await self._send([] if self._writer.transport.is_closing() else packed, False)
