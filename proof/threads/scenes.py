@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any, Final
 from unittest.mock import patch
 
-from millpond import Pool, PoolClosed, PoolTimeout, _shell, pool
+from millpond import Pool, PoolClosed, PoolTimeout, _fork, _shell, pool
 from millpond._core import line
 from millpond._core.core import Fitness
 from millpond._core.entry import State
@@ -44,6 +44,8 @@ class Stage:
         self.served: list[object] = []
         self.pool: Pool[Connection] = Pool(self._open, close=self._close, **settings)
         self.pool._droppable = True
+        # It is none of the process's: threads that a defect leaves standing keep it for ever.
+        _fork._pools.pop(id(self.pool))
         # Another of the schedule's threads does the work of the keeper.
         self.pool._kick = lambda: None  # type: ignore[method-assign]
         self.pool._kept = -1
