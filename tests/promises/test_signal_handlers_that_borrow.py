@@ -102,16 +102,20 @@ def test_a_handler_that_borrows_at_any_place_does_not_hang(work: Callable[[FakeP
 def alarms(handler: Handler) -> Iterator[None]:
     """Have the handler run again and again, a little after it has ended."""
 
+    over = False
+
     def handle(number: int, frame: FrameType | None) -> None:
-        handler()
-        signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-6, 300e-6))
+        if not over:
+            handler()
+            signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-6, 300e-6))
 
     former = signal.signal(signal.SIGALRM, handle)
     signal.setitimer(signal.ITIMER_REAL, 0.0001)
     try:
         yield
     finally:
-        signal.signal(signal.SIGALRM, signal.SIG_IGN)
+        # Not SIG_IGN first: Python complains of a signal that came before and is handled only then.
+        over = True
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, former)
 
