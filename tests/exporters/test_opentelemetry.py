@@ -27,6 +27,8 @@ from millpond.redis import BlockingConnectionPool
 from millpond.testing import FakeConnection, FakeConnector, Postgres, Valkey
 from millpond.urllib3 import PoolManager
 
+from ..promises.alarms import Alarm
+
 NAME = "db.client.connection.pool.name"
 
 
@@ -215,31 +217,26 @@ def test_what_nobody_collects_does_not_pile_up() -> None:
 def test_a_signal_handler_may_borrow_while_a_reader_collects(reader: InMemoryMetricReader) -> None:
     borrowed = 0
 
-    def borrow(*_: object) -> None:
+    def borrow() -> None:
         nonlocal borrowed
         # The reader may be looking at the pool just now: then a handler gets an idle connection, or Misuse.
         with suppress(millpond.Misuse), other.connection(30):
             borrowed += 1
         if borrowed < 100:
-            signal.setitimer(signal.ITIMER_REAL, 0.0005)
+            alarm.set(0.0005)
 
-    before = signal.signal(signal.SIGALRM, borrow)
-    try:
-        with (
-            millpond.Pool(FakeConnector(), name="orders") as pool,
-            millpond.Pool(FakeConnector(), name="more") as other,
-        ):
-            with other.connection():
+    with (
+        millpond.Pool(FakeConnector(), name="orders") as pool,
+        millpond.Pool(FakeConnector(), name="more") as other,
+        Alarm(borrow) as alarm,
+    ):
+        with other.connection():
+            pass
+        alarm.set(0.0005)
+        while borrowed < 100:
+            with pool.connection():
                 pass
-            signal.setitimer(signal.ITIMER_REAL, 0.0005)
-            while borrowed < 100:
-                with pool.connection():
-                    pass
-                reader.collect()
-            signal.setitimer(signal.ITIMER_REAL, 0)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+            reader.collect()
 
 
 @pytest.mark.parametrize("name", ["prometheus", "opentelemetry", "logs"])

@@ -5,20 +5,19 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import random
-import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from types import FrameType
 
 import pytest
 
 from millpond import Budget, Pool
 from millpond.testing import FakeConnection, FakeConnector
 
+from .alarms import Alarm
 from .patience import assert_whole, until
 from .places import KINDS, Stop, finalisers_cut
 
@@ -115,46 +114,20 @@ def competing(pool: FakePool, record: Record, count: int) -> Iterator[None]:
         competitor.result()
 
 
-class Alarm:
-    """A timer whose signal's handler raises once each time it is set, and not outside of the `with` block."""
-
-    def __init__(self, kind: type[BaseException]) -> None:
-        self._kind = kind
-        self.armed = False
-        self.fired = 0
-
-    def __enter__(self) -> Alarm:
-        self._former = signal.signal(signal.SIGALRM, self._handle)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.armed = False
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, self._former)
-
-    def set(self) -> None:
-        """Arm it, for in a few microseconds."""
-        self.armed = True
-        signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-6, 80e-6))
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.armed:
-            self.armed = False
-            self.fired += 1
-            raise self._kind
-
-
 def strike(pool: FakePool, record: Record, rounds: int, kind: type[BaseException]) -> None:
     """Use the pool until `rounds` exceptions have struck, each of which must come out."""
     came_out = 0
 
+    def interrupt() -> None:
+        raise kind
+
     # A function of its own, since 3.13 forgets a `try` as well where a loop in it goes back.
     def borrow_until_struck() -> None:
-        alarm.set()
+        alarm.set(random.uniform(1e-6, 80e-6))
         while alarm.armed:
             random.choice(BODIES)(pool, record)
 
-    with finalisers_cut(kind) as swallowed, Alarm(kind) as alarm:
+    with finalisers_cut(kind) as swallowed, Alarm(interrupt) as alarm:
         while alarm.fired < rounds:
             try:
                 borrow_until_struck()

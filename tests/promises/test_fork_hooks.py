@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import socket
 import socketserver
 import sys
@@ -24,6 +23,7 @@ from millpond import AsyncPool, Budget, ConnectFailed, HostBudget, KeyedPool, Mi
 from millpond.connectors.sockets import Socket
 from millpond.testing import AsyncFakeConnector, FakeConnector, Valkey
 
+from .alarms import Alarm
 from .children import forked, hogged, run_program
 from .patience import assert_whole, until
 from .places import Places, Stop
@@ -464,16 +464,15 @@ def test_who_waits_while_a_signal_handler_forks_is_served_in_the_child() -> None
     here = os.getpid()
     children: list[int] = []
 
-    def fork(number: int, frame: object) -> None:
+    def fork() -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
             children.append(os.fork())
 
-    former = signal.signal(signal.SIGALRM, fork)
     try:
-        with Pool(FakeConnector(), max_size=1, timeout=60) as pool:
+        with Alarm(fork) as alarm, Pool(FakeConnector(), max_size=1, timeout=60) as pool:
             conn = pool.acquire()
-            signal.setitimer(signal.ITIMER_REAL, 0.05)
+            alarm.set(0.05)
             try:
                 # The parent's connection is never returned, and the child has one of its own.
                 served = pool.acquire(0.3 if os.getpid() == here else 60)
@@ -486,7 +485,5 @@ def test_who_waits_while_a_signal_handler_forks_is_served_in_the_child() -> None
         if os.getpid() != here:
             os._exit(2)
         raise
-    finally:
-        signal.signal(signal.SIGALRM, former)
     (child,) = children
     assert os.waitpid(child, 0)[1] == 0

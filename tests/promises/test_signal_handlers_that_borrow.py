@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import random
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from types import FrameType
 
 import pytest
 
 from millpond import Misuse, Pool, PoolTimeout
 from millpond.testing import FakeConnection, FakeConnector
 
+from .alarms import Alarm
 from .patience import assert_whole
 from .places import Places
 
@@ -98,28 +96,6 @@ def test_a_handler_that_borrows_at_any_place_does_not_hang(work: Callable[[FakeP
     assert handler.served + handler.told_off + handler.in_vain == number - 1
 
 
-@contextmanager
-def alarms(handler: Handler) -> Iterator[None]:
-    """Have the handler run again and again, a little after it has ended."""
-
-    over = False
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if not over:
-            handler()
-            signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-6, 300e-6))
-
-    former = signal.signal(signal.SIGALRM, handle)
-    signal.setitimer(signal.ITIMER_REAL, 0.0001)
-    try:
-        yield
-    finally:
-        # Not SIG_IGN first: Python complains of a signal that came before and is handled only then.
-        over = True
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, former)
-
-
 # Takes 2 s: it waits for interruptions of whatever kind there is, those in line too.
 @pytest.mark.parametrize("competitors", [0, 3])
 def test_a_handler_that_borrows_at_any_moment_does_not_hang(competitors: int) -> None:
@@ -131,11 +107,16 @@ def test_a_handler_that_borrows_at_any_moment_does_not_hang(competitors: int) ->
             with pool.connection() as conn, conn.use():
                 time.sleep(0.0005)
 
+    def interrupt() -> None:
+        handler()
+        alarm.set(random.uniform(1e-6, 300e-6))
+
     with Pool(connector, max_size=2) as pool, ThreadPoolExecutor(3) as executor:
         handler = Handler(pool)
         others = [executor.submit(compete) for _ in range(competitors)]
         try:
-            with alarms(handler):
+            with Alarm(interrupt) as alarm:
+                alarm.set(0.0001)
                 end, deadline = time.monotonic() + 0.5, time.monotonic() + 60
                 while time.monotonic() < end or (handler.served <= 10 and time.monotonic() < deadline):
                     random.choice(WAYS)(pool)

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import gc
 import random
-import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,6 +15,7 @@ from urllib3.connection import HTTPConnection
 
 from millpond.urllib3 import HTTPConnectionPool
 
+from ..promises.alarms import Alarm
 from .conftest import Make
 from .patience import settled, until
 from .servers import Request, Server, Wire, chunked, echo
@@ -45,29 +43,8 @@ class Wrong(AssertionError):
     """Somebody else's reply."""
 
 
-@contextmanager
-def alarm() -> Iterator[Callable[[float], None]]:
-    """Give what sets an alarm, whose handler raises once."""
-    armed = False
-
-    def ring(number: int, frame: FrameType | None) -> None:
-        nonlocal armed
-        if armed:
-            armed = False
-            raise Struck
-
-    def arm(seconds: float) -> None:
-        nonlocal armed
-        armed = seconds > 0
-        signal.setitimer(signal.ITIMER_REAL, seconds)
-
-    former = signal.signal(signal.SIGALRM, ring)
-    try:
-        yield arm
-    finally:
-        armed = False
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, former)
+def interrupt() -> None:
+    raise Struck
 
 
 def answer(request: Request, wire: Wire) -> None:
@@ -109,15 +86,15 @@ def storm(http: urllib3.HTTPConnectionPool, rounds: int) -> None:
     # its lock taken.
     for ask in WAYS:
         ask(http, "/first")
-    with alarm() as arm:
+    with Alarm(interrupt) as alarm:
         while struck < rounds:
             ask = random.choice(WAYS)
             number += 1
             target = f"/{number}"
             try:
-                arm(random.uniform(1e-6, 1.2e-3))
+                alarm.set(random.uniform(1e-6, 1.2e-3))
                 body = ask(http, target)
-                arm(0)
+                alarm.set(0)
             except Struck:
                 struck += 1
             else:
