@@ -39,7 +39,7 @@ from millpond.connector import Condition, Inspector
 from millpond.errors import ConnectFailed, Misuse, PoolClosed, PoolError, PoolFull, PoolTimeout
 from millpond.records import LeaseRecord
 
-__all__ = ["Bell", "Shell", "leave_and_tell", "log", "pools"]
+__all__ = ["Bell", "Shell", "accept", "leave_and_tell", "log", "pools"]
 
 C = TypeVar("C")
 T = TypeVar("T")
@@ -341,7 +341,8 @@ class Shell(ABC, Generic[C]):
         self._listeners = tuple(listener for listener, _ in audience)
         self._loan_listeners = tuple(listener for listener, loans in audience if loans != "none")
         self._sample.begin(wanted=bool(self._loan_listeners) and all(loans != "all" for _, loans in audience))
-        self._traced = bool(self._loan_listeners) or self._noted
+        self._special = bool(self._loan_listeners) or self._noted or hasattr(self._inspector, "silent")
+        """Whether a loan is more than the hot path."""
 
     def _tell(self, kind: Callable[..., events.Event], **facts: object) -> None:
         """Tell those who listen, if anybody does."""
@@ -658,10 +659,14 @@ class Shell(ABC, Generic[C]):
                 numbers=numbers,
             )
         elif refusal is Refusal.DOWN and outage is not None and outage.refused:
+            what = f"is not let in by {self._inspector.target}"
+            hint = "check user, password and database"
+            if _is_own_mistake(cause):
+                what, hint = f"cannot make a connection to {self._inspector.target}", "see the last error"
             error = self._error(
                 ConnectFailed,
-                f"is not let in by {self._inspector.target}",
-                "check user, password and database; the pool tries again when it is asked for a connection, "
+                what,
+                f"{hint}; the pool tries again when it is asked for a connection, "
                 "but not more often than every 0.5 s, and at last every 5 s",
                 cause=cause,
             )
@@ -705,6 +710,8 @@ class Shell(ABC, Generic[C]):
         outage, share = self._core.outage, self._core.share
         if outage is not None and outage.refused:
             why, hint = "the server refuses the pool", "check user, password and database"
+            if _is_own_mistake(outage.cause):
+                why, hint = "no connection can be made", "see the last error"
         elif outage is not None:
             why, hint = "the server cannot be reached", f"see why {self._inspector.target} is down"
         elif stats.paused:
@@ -768,6 +775,25 @@ E = TypeVar("E", bound=PoolError)
 def pools() -> list[Shell[Any]]:
     """Return the pools of this process, of threads and of tasks, those of keyed pools and drop-ins included."""
     return [pool for pool in _fork.pools() if isinstance(pool, Shell)]
+
+
+def _is_own_mistake(cause: BaseException | None) -> bool:
+    """Whether no server was asked, for what the program has given makes no connection."""
+    # A certificate that is not trusted is an OSError, too.
+    return isinstance(cause, (TypeError, ValueError)) and not isinstance(cause, OSError)
+
+
+def accept(self: Lease[C], conn: C) -> bool:
+    """Tell whether what has just been borrowed can be lent; if something has come on it, have it closed."""
+    pool = cast("Shell[C]", self._pool)
+    silent: Callable[[C], bool] | None = getattr(pool._inspector, "silent", None)
+    if silent is None or silent(conn):
+        return True
+    log.debug("pool %r: something has come on an idle connection, which is closed", pool.name)
+    fitness = Fitness.CUT if pool._inspector.alive(conn) else Fitness.DEAD
+    claim, self._claim = self._claim, None
+    pool._step(pool._core.release, claim, fitness)
+    return False
 
 
 def leave_and_tell(

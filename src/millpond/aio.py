@@ -24,7 +24,7 @@ from millpond._core.lease import Lease, let_go
 from millpond._core.line import Waiter
 from millpond._core.settings import Options, Settings
 from millpond._core.stats import Stats
-from millpond._shell import Shell, leave_and_tell, log
+from millpond._shell import Shell, accept, leave_and_tell, log
 from millpond._whereabouts import call_site
 from millpond.connector import AsyncConnector
 from millpond.records import LeaseRecord
@@ -81,7 +81,39 @@ class TaskLease(Lease[C]):
         return None
 
 
-class _TracedLease(TaskLease[C]):
+class _LookingLease(TaskLease[C]):
+    """A lease that looks at a connection before it lends it: whether nothing has come that nobody asked for."""
+
+    __slots__ = ()
+
+    async def __aenter__(self) -> C:
+        asked = monotonic()
+        conn = await super().__aenter__()
+        while True:
+            claim = self._claim
+            try:
+                if accept(self, conn):
+                    return conn
+            except BaseException as cut:
+                if self._claim is claim:
+                    self._claim = None
+                claim = None
+                let_go(cut)
+                raise
+            claim = None
+            conn = await self._borrow_another(asked)
+
+    async def _borrow_another(self, asked: float) -> C:
+        own = self._timeout
+        limit = self._pool._settings.timeout if own is None else own
+        try:
+            self._timeout = max(0.0, asked + limit - monotonic())
+            return await super().__aenter__()
+        finally:
+            self._timeout = own
+
+
+class _TracedLease(_LookingLease[C]):
     """A lease that tells of itself, for pools that look for leaks or that somebody listens to."""
 
     __slots__ = ("told",)
@@ -268,17 +300,17 @@ class AsyncPool(Shell[C]):
         `ConnectFailed`, `PoolFull` or `PoolClosed`. Leaving returns the connection, or closes it if it cannot be proved
         clean; it never waits for a network that is down. An exception at any point gives the place back.
         """
-        lease: TaskLease[C] = self._traced_lease() if self._traced else TaskLease()
+        lease: TaskLease[C] = self._special_lease() if self._special else TaskLease()
         lease._core = self._core
         lease._pool = self
         lease._timeout = timeout
         lease._claim = None
         return lease
 
-    def _traced_lease(self) -> TaskLease[C]:
-        told = self._sample.takes()
+    def _special_lease(self) -> TaskLease[C]:
+        told = bool(self._loan_listeners) and self._sample.takes()
         if not told and not self._noted:
-            return TaskLease()
+            return _LookingLease() if hasattr(self._inspector, "silent") else TaskLease()
         lease: _TracedLease[C] = _TracedLease()
         lease.told = told
         return lease

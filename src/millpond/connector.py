@@ -30,7 +30,13 @@ class Condition(enum.Enum):
 
 
 class Inspector(Protocol[C_contra]):
-    """The part that is the same for threads and tasks: it never waits and does no round trip."""
+    """The part that is the same for threads and tasks: it never waits and does no round trip.
+
+    A connector may also have a method `silent(conn) -> bool`: whether nothing has come on an idle connection that
+    nobody asked for. It is for protocols in which such a thing would be taken for the next borrower's answer. The pool
+    then asks it before every loan, in the borrower's thread or task, and closes a connection of which it says False.
+    redis-py's pools look so, too.
+    """
 
     @property
     def target(self) -> str:

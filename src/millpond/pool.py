@@ -25,7 +25,7 @@ from millpond._core.lease import LENT, Lease, let_go
 from millpond._core.line import Waiter
 from millpond._core.settings import Options, Settings
 from millpond._core.stats import Stats
-from millpond._shell import Shell, leave_and_tell, log
+from millpond._shell import Shell, accept, leave_and_tell, log
 from millpond._whereabouts import call_site, thread_name, thread_position
 from millpond.connector import Connector
 from millpond.records import LeaseRecord
@@ -115,7 +115,39 @@ class ThreadLease(Lease[C]):
             raise
 
 
-class _TracedLease(ThreadLease[C]):
+class _LookingLease(ThreadLease[C]):
+    """A lease that looks at a connection before it lends it: whether nothing has come that nobody asked for."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> C:
+        asked = monotonic()
+        conn = super().__enter__()
+        while True:
+            claim = self._claim
+            try:
+                if accept(self, conn):
+                    return conn
+            except BaseException as cut:
+                if self._claim is claim:
+                    self._claim = None
+                claim = None
+                let_go(cut)
+                raise
+            claim = None
+            conn = self._borrow_another(asked)
+
+    def _borrow_another(self, asked: float) -> C:
+        own = self._timeout
+        limit = self._pool._settings.timeout if own is None else own
+        try:
+            self._timeout = max(0.0, asked + limit - monotonic())
+            return super().__enter__()
+        finally:
+            self._timeout = own
+
+
+class _TracedLease(_LookingLease[C]):
     """A lease that tells of itself, for pools that look for leaks or that somebody listens to."""
 
     __slots__ = ("told",)
@@ -427,17 +459,17 @@ class Pool(Shell[C]):
         `ConnectFailed`, `PoolFull` or `PoolClosed`. Leaving returns the connection, or closes it if it cannot be proved
         clean; it never waits for a network that is down. An exception at any point gives the place back.
         """
-        lease: ThreadLease[C] = self._traced_lease() if self._traced else ThreadLease()
+        lease: ThreadLease[C] = self._special_lease() if self._special else ThreadLease()
         lease._core = self._core
         lease._pool = self
         lease._timeout = timeout
         lease._claim = None
         return lease
 
-    def _traced_lease(self) -> ThreadLease[C]:
-        told = self._sample.takes()
+    def _special_lease(self) -> ThreadLease[C]:
+        told = bool(self._loan_listeners) and self._sample.takes()
         if not told and not self._noted:
-            return ThreadLease()
+            return _LookingLease() if hasattr(self._inspector, "silent") else ThreadLease()
         lease: _TracedLease[C] = _TracedLease()
         lease.told = told
         return lease

@@ -97,6 +97,27 @@ def a_dead_connection(pool: FakePool, connector: FakeConnector, places: Places) 
         conn.dead = True
 
 
+def let_come(pool: Any) -> None:
+    """Let something come on the connection that would be lent next."""
+    stray = pool._core.idle[-1].entry.conn
+    pool._connector.silent = lambda conn: conn is not stray
+    pool._heed()
+
+
+@case()
+def a_connection_on_which_something_has_come(pool: FakePool, connector: FakeConnector, places: Places) -> None:
+    let_come(pool)
+    with places, pool.connection():
+        pass
+
+
+@case(leak_after=60)
+def a_traced_one_on_which_something_has_come(pool: FakePool, connector: FakeConnector, places: Places) -> None:
+    let_come(pool)
+    with places, pool.connection():
+        pass
+
+
 @case()
 def a_discarded_connection(pool: FakePool, connector: FakeConnector, places: Places) -> None:
     with places, pool.connection() as conn:
@@ -373,6 +394,13 @@ async def a_broken_one(pool: AsyncFakePool, places: Places, spawn: Spawn) -> Non
     with places:
         async with pool.connection() as conn:
             conn.broken = True
+
+
+async def one_on_which_something_has_come(pool: AsyncFakePool, places: Places, spawn: Spawn) -> None:
+    let_come(pool)
+    with places:
+        async with pool.connection():
+            pass
 
 
 async def a_failing_block(pool: AsyncFakePool, places: Places, spawn: Spawn) -> None:

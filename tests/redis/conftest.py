@@ -97,27 +97,34 @@ class Face:
     def close_pool(self, pool: Any) -> None:
         self.run(pool.close() if self.world == "threads" else pool.aclose())
 
-    def close(self) -> None:
+    def close_all(self) -> None:
         for pool in self.pools:
             self.close_pool(pool)
-        if self._runner is not None:
-            self._runner.close()
         self.pools.clear()
 
+    def close(self) -> None:
+        self.close_all()
+        if self._runner is not None:
+            self._runner.close()
 
-class TlsFront:
-    """Speaks TLS for a server, as `localhost`."""
 
-    def __init__(self, server: Valkey) -> None:
+class Front:
+    """Speaks for a server, with TLS as `localhost`, and can say something of its own."""
+
+    def __init__(self, server: Valkey, *, tls: bool) -> None:
+        self.tls = tls
         authority = trustme.CA()
         self.ca = authority.cert_pem.bytes().decode()
-        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        authority.issue_cert("localhost").configure_cert(self._context)
+        self._context: ssl.SSLContext | None = None
+        if tls:
+            self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            authority.issue_cert("localhost").configure_cert(self._context)
+        self._clients: list[asyncio.StreamWriter] = []
         self._server = server
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
 
-    def __enter__(self) -> TlsFront:
+    def __enter__(self) -> Front:
         self._thread.start()
         starting = asyncio.start_server(self._carry, "127.0.0.1", 0, ssl=self._context)
         self._front = asyncio.run_coroutine_threadsafe(starting, self._loop).result(30)
@@ -130,7 +137,18 @@ class TlsFront:
         self._thread.join(30)
         self._loop.close()
 
+    def say(self, data: bytes) -> None:
+        """Say something to all clients that nobody has asked for."""
+
+        async def say() -> None:
+            for client in self._clients:
+                if not client.is_closing():
+                    client.write(data)
+
+        asyncio.run_coroutine_threadsafe(say(), self._loop).result(30)
+
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._clients.append(writer)
         up, down = await asyncio.open_connection(self._server.host, self._server.port)
 
         async def carry(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
@@ -143,7 +161,10 @@ class TlsFront:
             finally:
                 sink.close()
 
-        await asyncio.gather(carry(reader, down), carry(up, writer))
+        try:
+            await asyncio.gather(carry(reader, down), carry(up, writer))
+        finally:
+            self._clients.remove(writer)
 
     async def _end(self) -> None:
         self._front.close()

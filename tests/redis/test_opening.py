@@ -25,7 +25,7 @@ from millpond.connectors.redis import AsyncRedis, Redis
 from millpond.connectors.urls import InvalidURL
 from millpond.testing import Valkey
 
-from .conftest import Face, TlsFront
+from .conftest import Face, Front
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +212,7 @@ def test_a_token_that_is_refused_ends_the_connection(face: Face) -> None:
 
 @pytest.mark.parametrize("protocol", [2, 3])
 def test_tls(face: Face, protocol: int) -> None:
-    with TlsFront(face.server) as front:
+    with Front(face.server, tls=True) as front:
         url = f"rediss://localhost:{front.port}/1?protocol={protocol}"
         pool = face.module.BlockingConnectionPool.from_url(url, ssl_ca_data=front.ca, max_connections=2)
         face.pools.append(pool)
@@ -323,8 +323,32 @@ def test_a_url_that_cannot_work_is_told(connector: Any, url: Any, options: dict[
     assert "pass/" not in str(caught.value)
 
 
-def test_what_is_no_connection_of_redis_pys_is_refused() -> None:
-    with millpond.Pool(Redis(lambda: object())) as pool:  # type: ignore[arg-type, return-value]
-        with pytest.raises(millpond.ConnectFailed) as caught:
-            pool.acquire()
-        assert str(caught.value.__cause__) == "object is not a connection of redis-py"
+class OverUnix(redis.UnixDomainSocketConnection):
+    pass
+
+
+class OverUnixForTasks(redis.asyncio.UnixDomainSocketConnection):
+    pass
+
+
+class OverTls(redis.SSLConnection):
+    pass
+
+
+class OverTlsForTasks(redis.asyncio.SSLConnection):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("connector", "url", "cls"),
+    [
+        (Redis, "unix:///some/where", OverUnix),
+        (AsyncRedis, "unix:///some/where", OverUnixForTasks),
+        (Redis, "rediss://host", OverTls),
+        (AsyncRedis, "rediss://host", OverTlsForTasks),
+    ],
+)
+def test_the_class_that_is_given_is_used_whatever_the_scheme_implies(connector: Any, url: str, cls: type) -> None:
+    made = connector(url, connection_class=cls)
+    assert isinstance(made._new(), cls)
+    assert made.target == {"unix": "unix:///some/where", "rediss": "rediss://host:6379/0"}[url.partition(":")[0]]

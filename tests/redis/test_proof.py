@@ -12,7 +12,7 @@ import redis
 from redis.connection import PythonRespSerializer
 
 from millpond import Pool
-from millpond.connectors import _tally
+from millpond.connectors._tally import record
 from millpond.connectors.redis import Redis
 from millpond.testing import Valkey
 
@@ -94,7 +94,7 @@ class Word(str, enum.Enum):  # noqa: UP042 (a StrEnum is written as it is sent)
     MULTI = "MULTI"
     GET = "GET"
     CLIENT = "CLIENT"
-    SETNAME = "SETNAME"
+    NO_TOUCH = "NO-TOUCH"
 
 
 class Sent(str):
@@ -106,7 +106,7 @@ class Sent(str):
 
 LEFT_BEHIND = {
     "SELECT as a member of an enumeration": asked(Word.SELECT, 1),
-    "a name as members of an enumeration": asked(Word.CLIENT, Word.SETNAME, "somebody"),
+    "CLIENT NO-TOUCH as members of an enumeration": asked(Word.CLIENT, Word.NO_TOUCH, "ON"),
     "a packed MULTI as a member of an enumeration": all_of(packed((Word.MULTI,), (Word.GET, "key")), read(2)),
     "SELECT as something that seems to be harmless": asked(Sent("a name that nobody has sent"), 1),
     "a command that was not answered": lambda face, conn: face.send(conn, "PING"),
@@ -127,13 +127,12 @@ LEFT_BEHIND = {
     "a DISCARD that failed": all_of(asked("MULTI"), tried("DISCARD", "what")),
     "SELECT": asked("SELECT", 1),
     "SELECT in one word": asked("SELECT 1"),
-    "a name": asked("CLIENT", "SETNAME", "somebody"),
-    "a name in one word": asked("CLIENT SETNAME", "somebody"),
-    "a name in bytes and small letters": asked(b"client setname", b"somebody"),
-    "a packed name": all_of(packed(("client", b"setname", "somebody")), read(1)),
     "CLIENT REPLY OFF": lambda face, conn: face.send(conn, "CLIENT", "REPLY", "OFF"),
     "CLIENT REPLY SKIP": lambda face, conn: face.send(conn, "CLIENT", "REPLY", "SKIP"),
     "CLIENT NO-EVICT": asked("CLIENT", "NO-EVICT", "ON"),
+    "CLIENT NO-EVICT in one word": asked("CLIENT NO-EVICT", "ON"),
+    "client no-evict in bytes and small letters": asked(b"client no-evict", b"on"),
+    "a packed CLIENT NO-EVICT": all_of(packed(("client", b"no-evict", "ON")), read(1)),
     "CLIENT TRACKING": lambda face, conn: face.ask(conn, "CLIENT", "TRACKING", *tracking(conn)),
     "SCRIPT DEBUG": tried("SCRIPT DEBUG", "what"),
     "another login": asked("HELLO"),
@@ -184,6 +183,9 @@ NOTHING_LEFT = {
     ),
     "a big value": all_of(asked("SET", "big", b"x" * 100_000), asked("GET", "big")),
     "questions to CLIENT": all_of(asked("CLIENT", "ID"), asked("CLIENT GETNAME"), asked(b"client", b"info")),
+    "a name": asked("CLIENT", "SETNAME", "somebody"),
+    "a packed name": all_of(packed(("client", b"setname", "somebody")), read(1)),
+    "what the library is called": asked("CLIENT", "SETINFO", "LIB-NAME", "something"),
     "a script": all_of(asked("SCRIPT LOAD", "return 1"), asked("SCRIPT", "EXISTS", "x"), asked("EVAL", "return 1", 0)),
     "ASKING and what it was for": all_of(tried("ASKING"), asked("GET", "key")),
 }
@@ -302,17 +304,17 @@ def test_what_one_packer_sends_tells_nothing_of_what_another_sends(valkey: Valke
 def test_names_that_never_end_cost_no_memory_and_no_speed_of_others(
     face: Face, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_tally, "MOST_NAMES", 8)
+    monkeypatch.setattr(record, "MOST_NAMES", 8)
     pool = face.pool(max_connections=1)
     conn = face.borrow(pool)
     former = face.number(conn)
     for number in range(20):
         with pytest.raises(redis.ResponseError, match="unknown command"):
             face.ask(conn, f"NOSUCH{number}")
-        assert len(_tally._harmless) <= 8
+        assert len(record._harmless) <= 8
         face.ask(conn, f"GET user:{number}")
-        assert f"GET user:{number}" not in _tally._harmless
+        assert f"GET user:{number}" not in record._harmless
     face.ask(conn, "PING")
-    assert "PING" in _tally._harmless
+    assert "PING" in record._harmless
     face.give_back(pool, conn)
     assert_lends(face, pool, the=former)

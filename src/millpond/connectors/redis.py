@@ -39,7 +39,7 @@ from redis.connection import parse_url
 from redis.maint_notifications import MaintNotificationsConfig
 from redis.retry import Retry
 
-from millpond.connectors._tally import stray, tallied
+from millpond.connectors._tally import Foreign, stray, tallied
 
 if TYPE_CHECKING:
     from redis.auth.token import TokenInterface
@@ -128,9 +128,10 @@ class _Inspection(Generic[C]):
             self.target = target or "redis:"
             return
         given = _options_of(source, parse)
-        options = {"connection_class": connection_class, **options, **given}
+        # A class that somebody names wins over the one that the URL's scheme stands for; redis-py does it so.
+        made = options.pop("connection_class", given.pop("connection_class", connection_class))
+        options = {**options, **given}
         decline_maintenance(options.pop("maint_notifications_config", None))
-        made = options.pop("connection_class")
         self._make = lambda: made(**options)
         self.target = target or target_of(made, options)
         try:
@@ -151,12 +152,13 @@ class _Inspection(Generic[C]):
             return not isinstance(error, _PASSING)
         if isinstance(error.__context__, ssl.SSLCertVerificationError):
             return True  # redis-py raises an error of its own instead
+        # Nothing but a change of the program mends these.
         return isinstance(error, (redis.DataError, TypeError, ValueError))
 
     def _new(self) -> C:
         """Make a connection that keeps its record."""
         conn: Any = self._make()
-        conn.__class__ = tallied(type(conn))  # type: ignore[arg-type] # mypy takes no class for hashable
+        conn.__class__ = tallied(type(conn))
         conn.note_packer()
         made: C = conn
         return made
@@ -188,11 +190,13 @@ class Redis(_Inspection[Connection]):
         # redis-py does not say of which types its members are.
         tally: Any = conn
         token = self.token
-        retry, tally.retry = tally.retry, Retry(NoBackoff(), 0)
+        retry = getattr(tally, "retry", None)
+        tally.retry = Retry(NoBackoff(), 0)
         tally._deadline = monotonic() + timeout
         try:
             tally.connect()
-            tally._sock.settimeout(tally.socket_timeout)
+            if isinstance(tally._sock, socket.socket):
+                tally._sock.settimeout(tally.socket_timeout)
         except BaseException:
             tally.disconnect()
             raise
@@ -220,20 +224,27 @@ class Redis(_Inspection[Connection]):
         descriptor = self.descriptor(conn)
         return descriptor is None or not _watcher.hung_up(descriptor)
 
+    def silent(self, conn: Connection) -> bool:
+        """Tell whether nothing has come since the last answer was read, but push messages."""
+        tally: Any = conn
+        silent: bool = tally.silent()
+        return silent
+
     def descriptor(self, conn: Connection) -> int | None:
         """Return the socket's descriptor, or None if the connection is closed."""
         tally: Any = conn
-        sock: socket.socket | None = tally._sock
-        return None if sock is None or sock.fileno() < 0 else sock.fileno()
+        sock = tally._sock
+        return sock.fileno() if isinstance(sock, socket.socket) and sock.fileno() >= 0 else None
 
     def ping(self, conn: Connection, timeout: float) -> None:
         """Do one round trip within `timeout` seconds, a PING, or an AUTH if there is a new token; raise if it fails."""
         tally: Any = conn
         sock: socket.socket | None = tally._sock
         token = self.token
-        if sock is None:
+        if sock is None and not isinstance(conn, Foreign):
             raise redis.ConnectionError("it was closed while it was idle")
-        sock.settimeout(timeout)
+        if isinstance(sock, socket.socket):
+            sock.settimeout(timeout)
         try:
             if token is None or token is tally._token:
                 tally.send_command("PING", check_health=False)
@@ -244,7 +255,8 @@ class Redis(_Inspection[Connection]):
                 tally.note_login(token)
         except redis.ResponseError:
             pass  # it has answered
-        sock.settimeout(tally.socket_timeout)
+        if isinstance(sock, socket.socket):
+            sock.settimeout(tally.socket_timeout)
         self.reset(conn, timeout)
 
     def reset(self, conn: Connection, timeout: float) -> None:
@@ -281,7 +293,8 @@ class AsyncRedis(_Inspection[AsyncConnection]):
         conn = self._new()
         tally: Any = conn
         token = self.token
-        retry, tally.retry = tally.retry, AsyncRetry(NoBackoff(), 0)
+        retry = getattr(tally, "retry", None)
+        tally.retry = AsyncRetry(NoBackoff(), 0)
         try:
             async with asyncio.timeout(timeout):
                 await tally.connect()
@@ -310,8 +323,16 @@ class AsyncRedis(_Inspection[AsyncConnection]):
         """Tell whether the server has not hung up; of a connection that redis-py has closed nobody can tell."""
         descriptor = self.descriptor(conn)
         if descriptor is None:
-            return conn._writer is None
+            writer = conn._writer
+            # It is closed, or has no socket: somebody's own.
+            return writer is None or writer.get_extra_info("socket") is None
         return not _watcher.hung_up(descriptor)
+
+    def silent(self, conn: AsyncConnection) -> bool:
+        """Tell whether the loop has read nothing since the last answer, but push messages."""
+        tally: Any = conn
+        silent: bool = tally.silent()
+        return silent
 
     def descriptor(self, conn: AsyncConnection) -> int | None:
         """Return the socket's descriptor, or None if the connection is closed."""
@@ -323,7 +344,7 @@ class AsyncRedis(_Inspection[AsyncConnection]):
         """Do one round trip within `timeout` seconds, a PING, or an AUTH if there is a new token; raise if it fails."""
         tally: Any = conn
         token = self.token
-        if tally._writer is None:
+        if tally._writer is None and not isinstance(conn, Foreign):
             raise redis.ConnectionError("it was closed while it was idle")
         async with asyncio.timeout(timeout):
             try:

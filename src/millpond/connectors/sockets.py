@@ -39,7 +39,8 @@ class Socket:
     TCP_NODELAY and SO_KEEPALIVE are on.
 
     Bytes have no protocol, so what is proved is this: the loan ended without an exception, and at its end the peer had
-    not hung up and nothing was unread. A borrower who left before a reply came, without an exception, is not noticed.
+    not hung up and nothing was unread; that is looked at before the next loan, too. A borrower who left before a reply
+    came, without an exception, is noticed if it has come by then.
     """
 
     provable = True
@@ -125,6 +126,8 @@ class Socket:
             conn.settimeout(limit)
         cut(conn)  # a byte is missing from now on
         return False
+
+    silent = alive
 
     def descriptor(self, conn: socket.socket) -> int | None:
         """Return the socket's descriptor, or None once it is closed."""
@@ -255,6 +258,8 @@ class AsyncSocket:
             pass
         cut_number(descriptor)  # a byte is missing from now on
         return False
+
+    silent = alive
 
     async def ping(self, conn: ByteStream, timeout: float) -> None:
         """Look as `alive` does, for there is no such question in TCP; raises ConnectionError, and does not wait."""

@@ -14,6 +14,7 @@ import os
 import queue
 import threading
 from collections.abc import Callable
+from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 try:
@@ -34,10 +35,12 @@ from millpond.errors import ConnectFailed
 from millpond.pool import Pool
 from millpond.records import LeaseRecord
 from millpond.redis._lending import (
+    NEVER,
     REFUSALS,
     close_idle,
     counts,
     doubt_all,
+    forsake_demoted,
     maker,
     order_of,
     ours,
@@ -67,6 +70,8 @@ class _Lender(Pool[Connection]):
     """A pool that nobody has to close, for nobody has to close one of redis-py's."""
 
     _droppable = True
+    replaced = False
+    """Whether it was closed only to begin anew: whom it sends away stands in the line of the next."""
 
 
 class _Pooled(redis.ConnectionPool):
@@ -76,7 +81,7 @@ class _Pooled(redis.ConnectionPool):
     """Seconds that a caller waits for a connection; None is any time."""
     _fixed: ClassVar[Options] = {}
     """The settings of millpond's that make the pool what it is."""
-    _lender: Pool[Connection] | None = None
+    _lender: _Lender | None = None
     """Who keeps the connections: None until one is wanted, and after it was closed."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401
@@ -92,7 +97,7 @@ class _Pooled(redis.ConnectionPool):
     def _after_fork_in_child(self) -> None:
         self._lock = threading.RLock()
 
-    def _hire(self) -> Pool[Connection]:
+    def _hire(self) -> _Lender:
         with self._lock:
             if self._lender is None:
                 connector = cast("Connector[Connection]", self._connector)
@@ -102,11 +107,12 @@ class _Pooled(redis.ConnectionPool):
     def _target(self) -> str:
         return target_of(self.connection_class, self.connection_kwargs)
 
-    def _dismiss(self) -> Pool[Connection] | None:
+    def _dismiss(self, *, replaced: bool = False) -> _Lender | None:
         """Send away those who wait; close what is idle, and what is lent when it comes back. The next caller hires."""
         with self._lock:
             lender, self._lender = self._lender, None
         if lender is not None:
+            lender.replaced = replaced
             lender._close_down()
             _close_up(lender)
         return lender
@@ -119,14 +125,23 @@ class _Pooled(redis.ConnectionPool):
         It waits as its pool does. Raises `redis.ConnectionError`, of which `MaxConnectionsError` is one, if it gets
         none, and what redis-py raises if it cannot connect: after as many attempts as the `retry` of the pool says.
         """
-        lender = self._lender or self._hire()
-        timeout = self.timeout
         try:
-            return lender._lend(math.inf if timeout is None else timeout)
+            return self._borrow()
         except ConnectFailed as failure:
             return self._persist(failure)
-        except REFUSALS as refusal:
-            raise translated(refusal) from refusal
+
+    def _borrow(self) -> Connection:
+        timeout = self.timeout
+        deadline = math.inf if timeout is None else monotonic() + timeout
+        while True:
+            lender = self._lender or self._hire()
+            try:
+                return lender._lend(max(0.0, deadline - monotonic()))
+            except ConnectFailed:
+                raise
+            except REFUSALS as refusal:
+                if not lender.replaced:
+                    raise translated(refusal) from refusal
 
     def _persist(self, failure: ConnectFailed) -> Connection:
         """Try again as often as redis-py would."""
@@ -136,15 +151,14 @@ class _Pooled(redis.ConnectionPool):
         failures = [failure]
 
         def attempt() -> Connection:
-            lender = self._lender or self._hire()
             try:
                 if failures:
                     raise failures.pop()
-                return lender._lend(math.inf if self.timeout is None else self.timeout)
-            except REFUSALS as refusal:
+                return self._borrow()
+            except ConnectFailed as refusal:
                 raise translated(refusal) from refusal
 
-        retry = self.make_connection().retry
+        retry = getattr(self.make_connection(), "retry", NEVER)
         return retry.call_with_retry(attempt, lambda error: None, passing(self._connector))
 
     def release(self, connection: ConnectionInterface) -> None:
@@ -184,8 +198,8 @@ class _Pooled(redis.ConnectionPool):
             conn.disconnect()
 
     def reset(self) -> None:
-        """Forget all connections: the idle are closed now, those in use when they come back."""
-        self._dismiss()
+        """Forget all connections: the idle are closed now, those in use when they come back. Who waits goes on."""
+        self._dismiss(replaced=True)
 
     def set_retry(self, retry: Retry) -> None:
         """Have all connections, and those that are yet to be made, retry like this."""
@@ -348,8 +362,10 @@ class SentinelConnectionPool(_Pooled, redis.sentinel.SentinelConnectionPool):
         return leads and super().owns_connection(connection)
 
     def release(self, connection: ConnectionInterface) -> None:
-        """Take a connection back; it is closed if it leads to a former master."""
+        """Take a connection back; it is closed if it leads to a former master, as are those that lie idle then."""
         known: Any = connection
+        if self.is_master:
+            forsake_demoted(self._lender, known)
         if not self.owns_connection(known):
             known.disconnect()
         super().release(connection)

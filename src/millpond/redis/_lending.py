@@ -10,6 +10,8 @@ from typing import Any, Final, TypeVar, cast
 
 import redis
 from redis import exceptions
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import NoBackoff
 from redis.observability.attributes import (
     DB_CLIENT_CONNECTION_POOL_NAME,
     DB_CLIENT_CONNECTION_STATE,
@@ -17,6 +19,7 @@ from redis.observability.attributes import (
     ConnectionState,
     get_pool_name,
 )
+from redis.retry import Retry
 
 from millpond._core.entry import Reason, State
 from millpond._core.settings import Options
@@ -26,10 +29,13 @@ from millpond.connectors.redis import decline_maintenance
 from millpond.errors import ConnectFailed, PoolClosed, PoolError, PoolFull, PoolTimeout
 
 __all__ = [
+    "ASYNC_NEVER",
+    "NEVER",
     "REFUSALS",
     "close_idle",
     "counts",
     "doubt_all",
+    "forsake_demoted",
     "maker",
     "order_of",
     "ours",
@@ -40,6 +46,9 @@ __all__ = [
 
 C = TypeVar("C")
 
+NEVER: Final = Retry(NoBackoff(), 0)
+ASYNC_NEVER: Final = AsyncRetry(NoBackoff(), 0)
+"""How often a connection is tried again that does not say."""
 REFUSALS: Final = (ConnectFailed, PoolClosed, PoolFull, PoolTimeout)
 """What a caller may get instead of a connection."""
 
@@ -120,17 +129,27 @@ def which_are(state: State, lender: Shell[C] | None) -> Iterator[C]:
             pass  # its borrower has just dropped it
 
 
-def close_idle(lender: Shell[C]) -> None:
-    """Close what is idle, and let be what is lent."""
+def close_idle(lender: Shell[C], which: Callable[[C], bool] = lambda conn: True) -> None:
+    """Close what is idle, or some of it, and let be what is lent."""
     core = lender._core
 
     def close(now: float) -> None:
         for entry in core.entries:
-            if entry.state is State.IDLE:
+            if entry.state is State.IDLE and which(entry.conn):
                 core.condemn(entry, Reason.REFRESHED, now)
         core.sweep(now)
 
     lender._step(close)
+
+
+def forsake_demoted(lender: Shell[C] | None, conn: Any) -> None:  # noqa: ANN401
+    """If a connection to a master was told that this is none any more, close the idle ones that lead to the same place.
+
+    redis-py, too, drops all that are idle when it learns of another master.
+    """
+    if lender is not None and conn.demoted:
+        place = conn.host, conn.port
+        close_idle(lender, lambda other: (other.host, other.port) == place)  # type: ignore[attr-defined]
 
 
 def doubt_all(lender: Shell[C]) -> None:

@@ -10,6 +10,7 @@ import asyncio
 import inspect
 import math
 from collections.abc import Callable
+from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 
 import redis.asyncio.sentinel
@@ -24,10 +25,12 @@ from millpond.connectors.urls import place
 from millpond.errors import ConnectFailed, Misuse
 from millpond.records import LeaseRecord
 from millpond.redis._lending import (
+    ASYNC_NEVER,
     REFUSALS,
     close_idle,
     counts,
     doubt_all,
+    forsake_demoted,
     maker,
     order_of,
     ours,
@@ -50,6 +53,13 @@ MAINTAINED: Final = "maint_notifications_config" in inspect.signature(redis.asyn
 """Whether this redis-py has maintenance notifications for tasks; 8.0 has none."""
 
 
+class _Lender(AsyncPool[AbstractConnection]):
+    """A pool that may be closed only to begin anew."""
+
+    replaced = False
+    """Whether it was: whom it sends away stands in the line of the next."""
+
+
 class _Pooled(redis.asyncio.ConnectionPool):
     """What the pools here have in common: in front of redis-py's own class, it replaces how connections are kept."""
 
@@ -57,7 +67,7 @@ class _Pooled(redis.asyncio.ConnectionPool):
     """Seconds that a caller waits for a connection; None is any time."""
     _fixed: ClassVar[Options] = {}
     """The settings of millpond's that make the pool what it is."""
-    _lender: AsyncPool[AbstractConnection] | None = None
+    _lender: _Lender | None = None
     """Who keeps the connections: None until one is wanted, and after it was closed."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401
@@ -69,18 +79,19 @@ class _Pooled(redis.asyncio.ConnectionPool):
         Settings.of(self._settings)  # raises for what cannot work
         self._connector = AsyncRedis(maker(self), target=self._target())
 
-    def _hire(self) -> AsyncPool[AbstractConnection]:
+    def _hire(self) -> _Lender:
         if self._lender is None:
-            self._lender = AsyncPool(self._connector, **self._settings)
+            self._lender = _Lender(self._connector, **self._settings)
         return self._lender
 
     def _target(self) -> str:
         return target_of(self.connection_class, self.connection_kwargs)
 
-    def _dismiss(self) -> AsyncPool[AbstractConnection] | None:
+    def _dismiss(self, *, replaced: bool = False) -> _Lender | None:
         """Send away those who wait; close what is idle, and what is lent when it comes back. The next caller hires."""
         lender, self._lender = self._lender, None
         if lender is not None:
+            lender.replaced = replaced
             lender._close_down()
         return lender
 
@@ -93,21 +104,29 @@ class _Pooled(redis.asyncio.ConnectionPool):
         is one, if it gets none, and what redis-py raises if it cannot connect: after as many attempts as the `retry` of
         the pool says.
         """
-        lender = self._lender or self._hire()
-        timeout = self.timeout
         try:
-            return await lender._lend(math.inf if timeout is None else timeout)
+            return await self._borrow()
         except ConnectFailed as failure:
             return await self._persist(failure)
-        except REFUSALS as refusal:
-            raise translated(refusal) from refusal
-        except Misuse:
-            if lender._backend is None or not lender._backend.ended():
+
+    async def _borrow(self) -> AbstractConnection:
+        timeout = self.timeout
+        deadline = math.inf if timeout is None else monotonic() + timeout
+        while True:
+            lender = self._lender or self._hire()
+            try:
+                return await lender._lend(max(0.0, deadline - monotonic()))
+            except ConnectFailed:
                 raise
-        # The loop that it belongs to has ended, and with it what it lent.
-        self._dismiss()
-        lender._bury()
-        return await self.get_connection()
+            except REFUSALS as refusal:
+                if not lender.replaced:
+                    raise translated(refusal) from refusal
+            except Misuse:
+                if lender._backend is None or not lender._backend.ended():
+                    raise
+                # The loop that it belongs to has ended, and with it what it lent.
+                self._dismiss()
+                lender._bury()
 
     async def _persist(self, failure: ConnectFailed) -> AbstractConnection:
         """Try again as often as redis-py would."""
@@ -117,15 +136,14 @@ class _Pooled(redis.asyncio.ConnectionPool):
         failures = [failure]
 
         async def attempt() -> AbstractConnection:
-            lender = self._lender or self._hire()
             try:
                 if failures:
                     raise failures.pop()
-                return await lender._lend(math.inf if self.timeout is None else self.timeout)
-            except REFUSALS as refusal:
+                return await self._borrow()
+            except ConnectFailed as refusal:
                 raise translated(refusal) from refusal
 
-        retry = self.make_connection().retry
+        retry = getattr(self.make_connection(), "retry", ASYNC_NEVER)
         return await retry.call_with_retry(attempt, lambda error: asyncio.sleep(0), passing(self._connector))
 
     async def release(self, connection: AbstractConnection) -> None:
@@ -157,8 +175,8 @@ class _Pooled(redis.asyncio.ConnectionPool):
             await lender.close(FAREWELL)
 
     def reset(self) -> None:
-        """Forget all connections: the idle are closed now, those in use when they come back."""
-        self._dismiss()
+        """Forget all connections: the idle are closed now, those in use when they come back. Who waits goes on."""
+        self._dismiss(replaced=True)
 
     def set_retry(self, retry: Retry) -> None:
         """Have all connections, and those that are yet to be made, retry like this."""
@@ -314,7 +332,9 @@ class SentinelConnectionPool(_Pooled, redis.asyncio.sentinel.SentinelConnectionP
         return leads and super().owns_connection(connection)
 
     async def release(self, connection: AbstractConnection) -> None:
-        """Take a connection back; it is closed if it leads to a former master."""
+        """Take a connection back; it is closed if it leads to a former master, as are those that lie idle then."""
+        if self.is_master:
+            forsake_demoted(self._lender, connection)
         if not self.owns_connection(connection):
             connection.mark_for_reconnect()
         await super().release(connection)

@@ -1,0 +1,207 @@
+"""The record of a connection for threads."""
+
+from __future__ import annotations
+
+import select
+import socket
+import ssl
+from collections.abc import Iterable
+from contextlib import suppress
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from redis import exceptions
+from redis._parsers import _HiredisParser
+from redis._parsers.base import _RESPBase
+
+from millpond import _watcher
+from millpond.connectors._tally.record import PLAIN, Tally, stray
+
+__all__ = ["SyncTally"]
+
+
+class SyncTally(Tally):
+    """The record of a connection for threads."""
+
+    _deadline: float | None = None
+    """When the pool gives up to open it, while it opens it."""
+    _place: str | None = None
+    """Where it leads, in redis-py's words for errors."""
+
+    if TYPE_CHECKING:
+        socket_timeout: float | None
+        socket_connect_timeout: float | None
+        _sock: socket.socket | None
+        _command_packer: Any
+
+        def check_health(self) -> None: ...
+
+    def connect_check_health(self, *args: object, **kwargs: object) -> None:
+        """Connect and log in, unless that is done."""
+        if self._sock:
+            return
+        self._begin()
+        self._place = super()._host_error()  # type: ignore[misc]
+        super().connect_check_health(*args, **kwargs)  # type: ignore[misc]
+        self._find_looks()
+        self._settle_in()
+
+    def _find_looks(self) -> None:
+        """Find the quickest ways to look at what has come."""
+        self.__dict__.pop("_unread", None)
+        self.__dict__.pop("_look", None)
+        sock: Any = self._sock
+        parser = self._parser
+        if not _is_socket(sock):
+            return  # it is somebody's own; what there is to see, its connection tells
+        with suppress(AttributeError, ValueError):  # another thread has closed it meanwhile
+            if isinstance(self._parser, _HiredisParser):
+                self._unread = parser._reader.has_data
+            elif isinstance(self._parser, _RESPBase):
+                self._unread = parser._buffer.unread_bytes
+            if not _watcher.unavailable():  # under gevent, a poll is no quick look
+                look = select.poll()
+                look.register(sock, select.POLLIN)
+                self._look = look.poll
+
+    if not TYPE_CHECKING:
+
+        def _unread(self) -> object:
+            return bool(self._sock) and self._can_read()
+
+        def _look(self, timeout: int) -> object:
+            return True
+
+    def _can_read(self) -> bool:
+        """Ask redis-py's way; raise nothing."""
+        try:
+            return bool(super().can_read(0))  # type: ignore[misc]
+        except (exceptions.RedisError, OSError):
+            return True
+
+    def silent(self) -> bool:
+        """Tell whether nothing has come since the last answer was read, but what a server may say unasked."""
+        return not self._look(0) or self._is_expected()
+
+    def _is_expected(self) -> bool:
+        sock = self._sock
+        if sock is None:
+            return True  # redis-py connects anew
+        if not _is_socket(sock):
+            return not self._unread()
+        if not isinstance(sock, ssl.SSLSocket):
+            return self._peek(sock) in ((None, b">") if self._takes_pushes() else (None,))
+        # A record of TLS may have nothing in it for redis-py: a session ticket, a new key.
+        try:
+            self._read_what_has_come()
+            if not self._takes_pushes():
+                return not self._unread()
+            self.hand_on_pushes()
+        except Exception:
+            return False
+        return True
+
+    def _peek(self, sock: socket.socket) -> bytes | None:
+        """Return the first byte that has come, b"" if the peer has hung up, or None for nothing."""
+        sock.settimeout(0)
+        try:
+            return sock.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return None
+        except OSError:
+            return b""
+        finally:
+            sock.settimeout(self.socket_timeout)
+
+    def _read_what_has_come(self) -> None:
+        parser = self._parser
+        if isinstance(self._parser, _HiredisParser):
+            parser.read_from_socket(timeout=0, raise_on_timeout=False)
+        else:
+            parser.can_read(0)
+
+    def send_command(self, *args: object, **kwargs: object) -> None:
+        """Pack a command and send it."""
+        packed = self._command_packer.pack(*args)
+        if not self._sock or self.health_check_interval:
+            self._get_ready(kwargs.get("check_health", True))
+        self._asked += 1
+        if type(args[0]) not in PLAIN or args[0] not in self._known:
+            self._heed(args[0], packed)
+        self._send(packed, False)
+
+    def send_packed_command(self, command: str | bytes | Iterable[bytes], check_health: bool = True) -> None:
+        """Send what somebody has packed."""
+        self._get_ready(check_health)
+        self._send(self._count(command), False)
+
+    def read_response(self, *args: object, **kwargs: object) -> object:
+        """Read a reply."""
+        response: object
+        try:
+            if not kwargs:
+                response = self._receive(*args)
+                self._answered += 1
+                return response
+            response = self._receive(*args, **kwargs)
+        except exceptions.ResponseError as error:
+            self._hear(error)
+            raise
+        except exceptions.ConnectionError as error:
+            self._hear_of_loss(error)
+            raise
+        # What somebody gets who waits for push messages may be one.
+        if not kwargs.get("push_request"):
+            self._answered += 1
+        return response
+
+    def disconnect(self, *args: object, **kwargs: object) -> None:
+        """Close the socket."""
+        self._end(self._sock)
+        super().disconnect(*args, **kwargs)  # type: ignore[misc]
+
+    def hand_on_pushes(self) -> None:
+        """Give the push messages that have been read to their handlers; raise if something else was read."""
+        parser = self._parser
+        while self._unread():
+            if isinstance(self._parser, _HiredisParser):
+                message = parser._reader.gets()
+                if not isinstance(message, parser._hiredis_PushNotificationType or ()):
+                    raise stray()
+                parser.handle_push_response(message)
+            elif not isinstance(self._parser, _RESPBase):
+                raise stray()
+            else:
+                buffer = parser._buffer._buffer
+                if buffer.getvalue()[buffer.tell() :][:1] != b">":
+                    raise stray()
+                parser.read_response(push_request=True, timeout=0)
+
+    def _get_ready(self, check_health: object) -> None:
+        """Do first what redis-py does when it sends: a command is counted on the socket that it goes to."""
+        if not self._sock:
+            self.connect_check_health(check_health=False)
+        if check_health and self.health_check_interval:
+            self.check_health()
+
+    def _host_error(self) -> object:
+        # redis-py words it anew for each reply that it reads.
+        return self._place or super()._host_error()  # type: ignore[misc]
+
+    def _connect(self) -> object:
+        deadline = self._deadline
+        if deadline is None:
+            return super()._connect()  # type: ignore[misc]
+        own = self.socket_connect_timeout, self.socket_timeout
+        left = max(0.001, deadline - monotonic())
+        self.socket_connect_timeout, self.socket_timeout = (left if one is None else min(one, left) for one in own)
+        try:
+            # The new socket keeps this limit through the login.
+            return super()._connect()  # type: ignore[misc]
+        finally:
+            self.socket_connect_timeout, self.socket_timeout = own
+
+
+def _is_socket(sock: object) -> bool:
+    """Whether that is a socket of Python's, and not what somebody else has put in its place."""
+    return isinstance(sock, socket.socket)

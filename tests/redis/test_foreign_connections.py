@@ -1,0 +1,238 @@
+"""Connections that are somebody's own serve as they do in redis-py's pools."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from typing import Any
+
+import fakeredis
+import fakeredis.aioredis
+import pytest
+import redis
+
+import millpond
+from millpond.connectors.redis import AsyncRedis, Redis
+
+from .conftest import Face
+
+KINDS = pytest.mark.parametrize("kind", ["ConnectionPool", "BlockingConnectionPool"])
+FAKES = {"threads": fakeredis.FakeRedisConnection, "tasks": fakeredis.aioredis.FakeAsyncRedisConnection}
+
+
+def faked(face: Face, kind: str = "ConnectionPool", **options: Any) -> Any:
+    return face.pool(kind, connection_class=FAKES[face.world], server=fakeredis.FakeServer(), **options)
+
+
+@KINDS
+def test_fakeredis(face: Face, kind: str) -> None:
+    pool = faked(face, kind)
+    client = face.client(pool)
+    assert face.run(client.set("key", 1))
+    assert face.run(client.incr("key")) == 2
+    pipe = client.pipeline()
+    pipe.incr("key").incr("key")
+    assert face.run(pipe.execute()) == [3, 4]
+    with pytest.raises(redis.ResponseError, match="not an integer"):
+        face.run(client.incr("key", "no number"))
+    assert face.run(client.get("key")) == b"4"
+    stats = pool.stats()
+    assert (stats.opens, stats.idle, stats.closes) == (1, 1, {})
+
+
+@KINDS
+def test_subscribers_of_fakeredis(face: Face, kind: str) -> None:
+    pool = faked(face, kind)
+    client = face.client(pool)
+    listener = client.pubsub()
+    face.run(listener.subscribe("news"))
+    assert face.run(client.publish("news", "first")) == 1
+    heard = [face.run(listener.get_message(timeout=5)) for _ in range(2)]
+    assert [message["type"] for message in heard] == ["subscribe", "message"]
+    face.run(listener.close() if face.world == "threads" else listener.aclose())
+    assert face.run(client.ping())
+    assert pool.stats().lent == 0
+
+
+def test_what_a_borrower_leaves_behind_in_fakeredis_reaches_nobody(face: Face) -> None:
+    pool = faked(face, max_connections=1)
+    for words in (("SELECT", 1), ("MULTI",)):
+        conn = face.borrow(pool)
+        face.ask(conn, *words)
+        face.give_back(pool, conn)
+        del conn
+        assert face.run(face.client(pool).set("key", "mine"))
+    conn = face.borrow(pool)
+    face.send(conn, "PING")
+    face.give_back(pool, conn)
+    del conn
+    assert face.run(face.client(pool).get("key")) == b"mine"
+    assert pool.stats().closes == {"broken": 3}
+
+
+class Wrapped:
+    """A connection that is none of redis-py's: it has what a pool and a client call, and no more."""
+
+    def __init__(self, **options: Any) -> None:
+        self._inner: Any = redis.Connection(host=options["host"], port=options["port"])
+        self.readable = False
+
+    def connect(self) -> None:
+        self._inner.connect()
+
+    def disconnect(self, *args: Any, **kwargs: Any) -> None:
+        self._inner.disconnect()
+
+    def send_command(self, *args: Any, **kwargs: Any) -> None:
+        self._inner.send_command(*args, **kwargs)
+
+    def read_response(self, **kwargs: Any) -> Any:
+        return self._inner.read_response(**kwargs)
+
+    def can_read(self) -> bool:
+        return self.readable
+
+
+class WrappedForTasks:
+    """As `Wrapped`."""
+
+    def __init__(self, **options: Any) -> None:
+        self._inner: Any = redis.asyncio.Connection(host=options["host"], port=options["port"])
+        self.leaving = False
+
+    async def connect(self) -> None:
+        await self._inner.connect()
+
+    async def disconnect(self, *args: Any, **kwargs: Any) -> None:
+        await self._inner.disconnect(nowait=True)
+
+    async def send_command(self, *args: Any, **kwargs: Any) -> None:
+        await self._inner.send_command(*args, **kwargs)
+
+    async def read_response(self, **kwargs: Any) -> Any:
+        return await self._inner.read_response(**kwargs)
+
+    def should_reconnect(self) -> bool:
+        return self.leaving
+
+    def __del__(self) -> None:
+        self._inner._close()
+
+
+WRAPPED: dict[str, type] = {"threads": Wrapped, "tasks": WrappedForTasks}
+
+
+def wrapped(face: Face) -> type:
+    """Make a class that nobody knows yet."""
+    return type("OfSomebody", (WRAPPED[face.world],), {})
+
+
+@KINDS
+def test_a_class_that_is_none_of_redis_pys_serves_and_it_is_said_once_what_cannot_be_proved(
+    face: Face, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool = face.pool(kind, connection_class=wrapped(face), max_connections=2)
+    conns = [face.borrow(pool) for _ in range(2)]
+    for conn in conns:
+        assert face.ask(conn, "ECHO", "mine") == b"mine"
+        face.give_back(pool, conn)
+    first = conns[1]
+    del conn, conns
+    again = face.borrow(pool)
+    assert again is first
+    assert [record.getMessage() for record in caplog.records] == [
+        "tests.redis.test_foreign_connections.OfSomebody is none of redis-py's connections: that a loan left nothing "
+        "behind cannot be proved"
+    ]
+    number = face.number(again)
+    face.give_back(pool, again)
+    if face.world == "threads":
+        again.readable = True
+    else:
+        again = face.borrow(pool)
+        again.leaving = True
+        face.give_back(pool, again)
+    del first, again
+    other = face.borrow(pool)
+    assert face.number(other) != number
+    face.give_back(pool, other)
+    assert pool.stats().closes == {"broken": 1}
+
+
+def test_such_a_connection_is_asked_before_it_is_lent_after_a_while(face: Face) -> None:
+    pool = face.pool(connection_class=wrapped(face), max_connections=1, check_after=0)
+    for _ in range(2):
+        conn = face.borrow(pool)
+        face.give_back(pool, conn)
+    assert pool.stats().checks == 1
+
+
+def test_such_a_connection_that_is_dropped_gives_its_place_back(face: Face) -> None:
+    pool = face.pool("BlockingConnectionPool", connection_class=wrapped(face), max_connections=1, timeout=20)
+    face.borrow(pool)
+    conn = face.borrow(pool)
+    assert face.ask(conn, "ECHO", "mine") == b"mine"
+    face.give_back(pool, conn)
+
+
+def test_what_can_be_no_connection_is_refused_by_name() -> None:
+    with millpond.Pool(Redis(lambda: object())) as pool:  # type: ignore[arg-type, return-value]
+        with pytest.raises(millpond.ConnectFailed, match="cannot make a connection") as caught:
+            pool.acquire()
+        assert str(caught.value.__cause__) == "object is no connection: it has no connect()"
+        assert "password" not in str(caught.value)
+
+
+def test_a_class_that_fails_is_not_said_to_be_refused_by_the_server(face: Face) -> None:
+    class Failing(redis.Connection):
+        def __init__(self, **options: Any) -> None:
+            raise TypeError("made to fail")
+
+    pool = face.pool(connection_class=Failing)
+    with pytest.raises(TypeError, match="made to fail") as caught:
+        face.borrow(pool)
+    assert "cannot make a connection to redis://" in str(caught.value.__cause__)
+    assert "password" not in str(caught.value.__cause__)
+
+
+def test_a_parser_that_another_thread_takes_away_while_it_connects_harms_nobody(face: Face) -> None:
+    struck: list[object] = []
+
+    def strike(conn: Any) -> None:
+        conn.on_connect()
+        if not struck:
+            struck.append(conn)
+            conn.disconnect()
+
+    async def strike_async(conn: Any) -> None:
+        await conn.on_connect()
+        if not struck:
+            struck.append(conn)
+            await conn.disconnect()
+
+    pool = face.pool(max_connections=1, redis_connect_func=strike if face.world == "threads" else strike_async)
+    for _ in range(3):
+        assert face.run(face.client(pool).echo("mine")) == b"mine"
+    assert len(struck) == 1
+
+
+def test_classes_that_are_made_while_a_program_runs_are_not_kept(face: Face) -> None:
+    def use() -> weakref.ref[type]:
+        base = redis.Connection if face.world == "threads" else redis.asyncio.Connection
+        made = type("Recording", (base,), {})
+        pool = face.pool(connection_class=made)
+        assert face.run(face.client(pool).ping())
+        face.close_all()
+        return weakref.ref(made)
+
+    refs = [use() for _ in range(3)]
+    gc.collect()
+    assert [ref() for ref in refs] == [None] * 3
+
+
+@pytest.mark.parametrize("connector", [Redis, AsyncRedis])
+def test_an_own_class_goes_with_a_url_as_well(connector: Any) -> None:
+    cls = fakeredis.FakeRedisConnection if connector is Redis else fakeredis.aioredis.FakeAsyncRedisConnection
+    made = connector("redis://somewhere/1", connection_class=cls, server=fakeredis.FakeServer())
+    assert isinstance(made._new(), cls)
+    assert made.target == "redis://somewhere:6379/1"
