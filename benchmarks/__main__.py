@@ -28,6 +28,7 @@ MEASURES = (
     "observed",
     "redis-fairness",
     "redis-interruptions",
+    "redis-loans",
     "redis-rotation",
     "urllib3-interruptions",
     "urllib3-waiting",

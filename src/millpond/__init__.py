@@ -8,6 +8,7 @@ with millpond.Pool.from_url("postgresql://app@db/app", max_size=20) as pool:
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from millpond import _fork
@@ -54,16 +55,24 @@ __all__ = [
     "expose",
 ]
 
+if not TYPE_CHECKING:
+    # What needs more than Python is left out of `import *` where that is not installed.
+    for _module, _names in {
+        "anyio": ("AsyncKeyedPool", "AsyncPool", "TaskLease"),
+        "fcntl": ("HostBudget",),
+        "redis": ("FleetBudget",),
+    }.items():
+        if find_spec(_module) is None:
+            __all__ = [_name for _name in __all__ if _name not in _names]
+
 
 def __getattr__(name: str) -> object:
     # The async shell needs anyio, and is imported when it is first asked for: threads need nothing but Python.
     if name in ("AsyncKeyedPool", "AsyncPool", "TaskLease"):
-        try:
+        from millpond._extras import extra
+
+        with extra("async"):
             from millpond import aio, aio_keyed
-        except ImportError as error:
-            raise ImportError(
-                f'millpond.{name} needs anyio, which is not installed: pip install "millpond[async]"', name=error.name
-            ) from error
         return getattr(aio_keyed if name == "AsyncKeyedPool" else aio, name)
     if name == "HostBudget":
         # Where there is no `fcntl` (Windows), there is no such budget.

@@ -39,7 +39,7 @@ from millpond.connector import Condition, Inspector
 from millpond.errors import ConnectFailed, Misuse, PoolClosed, PoolError, PoolFull, PoolTimeout
 from millpond.records import LeaseRecord
 
-__all__ = ["Bell", "Shell", "accept", "leave_and_tell", "log", "pools"]
+__all__ = ["Bell", "Shell", "leave_and_tell", "log", "looks_fit", "pools"]
 
 C = TypeVar("C")
 T = TypeVar("T")
@@ -131,6 +131,7 @@ class Shell(ABC, Generic[C]):
             whoami=self._identify(),
             clock=time.monotonic,
             inspect=self._inspect,
+            silent=getattr(self._inspector, "silent", None),
             share=self._join(),
         )
         self._suspended = _suspended_for()
@@ -341,7 +342,7 @@ class Shell(ABC, Generic[C]):
         self._listeners = tuple(listener for listener, _ in audience)
         self._loan_listeners = tuple(listener for listener, loans in audience if loans != "none")
         self._sample.begin(wanted=bool(self._loan_listeners) and all(loans != "all" for _, loans in audience))
-        self._special = bool(self._loan_listeners) or self._noted or hasattr(self._inspector, "silent")
+        self._special = bool(self._loan_listeners) or self._noted or self._core.silent is not None
         """Whether a loan is more than the hot path."""
 
     def _tell(self, kind: Callable[..., events.Event], **facts: object) -> None:
@@ -783,15 +784,20 @@ def _is_own_mistake(cause: BaseException | None) -> bool:
     return isinstance(cause, (TypeError, ValueError)) and not isinstance(cause, OSError)
 
 
-def accept(self: Lease[C], conn: C) -> bool:
-    """Tell whether what has just been borrowed can be lent; if something has come on it, have it closed."""
-    pool = cast("Shell[C]", self._pool)
-    silent: Callable[[C], bool] | None = getattr(pool._inspector, "silent", None)
-    if silent is None or silent(conn):
+def looks_fit(lease: Lease[C], conn: C) -> bool:
+    """Tell whether nothing has come on what was just borrowed that nobody asked for; if something has, close it.
+
+    A new connection is fit: nobody has left it before an answer came, and in some protocols the server speaks first.
+    """
+    claim = lease._claim
+    silent = lease._core.silent
+    if silent is None or claim is None or claim.entry.uses == 1 or silent(conn):
         return True
+    pool = cast("Shell[C]", lease._pool)
     log.debug("pool %r: something has come on an idle connection, which is closed", pool.name)
     fitness = Fitness.CUT if pool._inspector.alive(conn) else Fitness.DEAD
-    claim, self._claim = self._claim, None
+    claim.entry.uses -= 1
+    lease._claim = None
     pool._step(pool._core.release, claim, fitness)
     return False
 

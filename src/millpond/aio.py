@@ -24,7 +24,7 @@ from millpond._core.lease import Lease, let_go
 from millpond._core.line import Waiter
 from millpond._core.settings import Options, Settings
 from millpond._core.stats import Stats
-from millpond._shell import Shell, accept, leave_and_tell, log
+from millpond._shell import Shell, leave_and_tell, log, looks_fit
 from millpond._whereabouts import call_site
 from millpond.connector import AsyncConnector
 from millpond.records import LeaseRecord
@@ -82,35 +82,55 @@ class TaskLease(Lease[C]):
 
 
 class _LookingLease(TaskLease[C]):
-    """A lease that looks at a connection before it lends it: whether nothing has come that nobody asked for."""
+    """A lease that looks at a connection before it is lent again: whether nothing has come that nobody asked for."""
 
     __slots__ = ()
 
     async def __aenter__(self) -> C:
         asked = monotonic()
-        conn = await super().__aenter__()
-        while True:
-            claim = self._claim
-            try:
-                if accept(self, conn):
-                    return conn
-            except BaseException as cut:
-                if self._claim is claim:
-                    self._claim = None
-                claim = None
-                let_go(cut)
-                raise
+        conn = await TaskLease.__aenter__(self)
+        claim = self._claim
+        try:
+            if looks_fit(self, conn):
+                return conn
+        except BaseException as cut:
+            if self._claim is claim:
+                self._claim = None
             claim = None
-            conn = await self._borrow_another(asked)
+            let_go(cut)
+            raise
+        claim = None
+        return await self._borrow_another(asked)
 
     async def _borrow_another(self, asked: float) -> C:
-        own = self._timeout
-        limit = self._pool._settings.timeout if own is None else own
+        pool = self._pool
+        limit = pool._settings.timeout if self._timeout is None else self._timeout
+        # Another thread or task may enter this one meanwhile, so it has none of its claims before the end.
+        lease: TaskLease[C] = TaskLease()
+        lease._pool = pool
+        lease._core = pool._core
+        lease._claim = None
         try:
-            self._timeout = max(0.0, asked + limit - monotonic())
-            return await super().__aenter__()
-        finally:
-            self._timeout = own
+            conn = await _look_on(lease, asked + limit)
+            if self._claim is None:
+                self._claim, lease._claim = lease._claim, None
+                self._core = lease._core
+                return conn
+        except BaseException as cut:
+            lease._claim = None
+            let_go(cut)
+            raise
+        lease.leave(None, None, None)
+        raise self._entered()
+
+
+async def _look_on(lease: TaskLease[C], deadline: float) -> C:
+    """Borrow until it is a connection that can be lent. What has come, has come on one that was lent before."""
+    while True:
+        lease._timeout = max(0.0, deadline - monotonic())
+        conn = await lease.__aenter__()
+        if looks_fit(lease, conn):
+            return conn
 
 
 class _TracedLease(_LookingLease[C]):
@@ -310,7 +330,7 @@ class AsyncPool(Shell[C]):
     def _special_lease(self) -> TaskLease[C]:
         told = bool(self._loan_listeners) and self._sample.takes()
         if not told and not self._noted:
-            return _LookingLease() if hasattr(self._inspector, "silent") else TaskLease()
+            return TaskLease() if self._core.silent is None else _LookingLease()
         lease: _TracedLease[C] = _TracedLease()
         lease.told = told
         return lease

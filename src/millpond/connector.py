@@ -34,8 +34,8 @@ class Inspector(Protocol[C_contra]):
 
     A connector may also have a method `silent(conn) -> bool`: whether nothing has come on an idle connection that
     nobody asked for. It is for protocols in which such a thing would be taken for the next borrower's answer. The pool
-    then asks it before every loan, in the borrower's thread or task, and closes a connection of which it says False.
-    redis-py's pools look so, too.
+    then asks it before a connection is lent again, in the borrower's thread or task, and closes that of which it says
+    False. redis-py's pools look so, too.
     """
 
     @property

@@ -18,12 +18,12 @@ from importlib.resources import files
 from time import monotonic
 from typing import Any, Final, NamedTuple
 
-try:
+from millpond._extras import extra
+
+with extra("redis"):
     import redis
     from redis.backoff import NoBackoff
     from redis.retry import Retry
-except ImportError as _missing:
-    raise ImportError('redis is not installed: pip install "millpond[redis]"') from _missing
 
 from millpond._permit_file import Note, PermitFile, shared_path
 from millpond._shared_budget import SETBACK, SharedBudget, register

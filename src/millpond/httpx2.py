@@ -7,11 +7,11 @@ instead: a client that is given a transport does not look at them.
 
 from __future__ import annotations
 
-try:
+from millpond._extras import extra
+
+with extra("httpx2"):
     import httpcore2
     import httpx2
-except ImportError as _missing:
-    raise ImportError('httpx2 is not installed: pip install "millpond[httpx2]"') from _missing
 
 from millpond._httpcore.library import Library
 from millpond._httpcore.tasks import AsyncBody, AsyncFace, AsyncStream

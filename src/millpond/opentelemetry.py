@@ -27,12 +27,11 @@ from weakref import WeakKeyDictionary
 
 from millpond import __version__, events
 from millpond._core.stats import Stats
+from millpond._extras import extra
 from millpond._shell import Shell, pools
 
-try:
+with extra("opentelemetry"):
     from opentelemetry import metrics
-except ImportError as _missing:
-    raise ImportError('opentelemetry-api is not installed: pip install "millpond[opentelemetry]"') from _missing
 
 __all__ = ["install"]
 

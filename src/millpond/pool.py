@@ -25,7 +25,7 @@ from millpond._core.lease import LENT, Lease, let_go
 from millpond._core.line import Waiter
 from millpond._core.settings import Options, Settings
 from millpond._core.stats import Stats
-from millpond._shell import Shell, accept, leave_and_tell, log
+from millpond._shell import Shell, leave_and_tell, log, looks_fit
 from millpond._whereabouts import call_site, thread_name, thread_position
 from millpond.connector import Connector
 from millpond.records import LeaseRecord
@@ -116,35 +116,55 @@ class ThreadLease(Lease[C]):
 
 
 class _LookingLease(ThreadLease[C]):
-    """A lease that looks at a connection before it lends it: whether nothing has come that nobody asked for."""
+    """A lease that looks at a connection before it is lent again: whether nothing has come that nobody asked for."""
 
     __slots__ = ()
 
     def __enter__(self) -> C:
         asked = monotonic()
-        conn = super().__enter__()
-        while True:
-            claim = self._claim
-            try:
-                if accept(self, conn):
-                    return conn
-            except BaseException as cut:
-                if self._claim is claim:
-                    self._claim = None
-                claim = None
-                let_go(cut)
-                raise
+        conn = ThreadLease.__enter__(self)
+        claim = self._claim
+        try:
+            if looks_fit(self, conn):
+                return conn
+        except BaseException as cut:
+            if self._claim is claim:
+                self._claim = None
             claim = None
-            conn = self._borrow_another(asked)
+            let_go(cut)
+            raise
+        claim = None
+        return self._borrow_another(asked)
 
     def _borrow_another(self, asked: float) -> C:
-        own = self._timeout
-        limit = self._pool._settings.timeout if own is None else own
+        pool = self._pool
+        limit = pool._settings.timeout if self._timeout is None else self._timeout
+        # Another thread or task may enter this one meanwhile, so it has none of its claims before the end.
+        lease: ThreadLease[C] = ThreadLease()
+        lease._pool = pool
+        lease._core = pool._core
+        lease._claim = None
         try:
-            self._timeout = max(0.0, asked + limit - monotonic())
-            return super().__enter__()
-        finally:
-            self._timeout = own
+            conn = _look_on(lease, asked + limit)
+            if self._claim is None:
+                self._claim, lease._claim = lease._claim, None
+                self._core = lease._core
+                return conn
+        except BaseException as cut:
+            lease._claim = None
+            let_go(cut)
+            raise
+        lease.leave(None, None, None)
+        raise self._entered()
+
+
+def _look_on(lease: ThreadLease[C], deadline: float) -> C:
+    """Borrow until it is a connection that can be lent. What has come, has come on one that was lent before."""
+    while True:
+        lease._timeout = max(0.0, deadline - monotonic())
+        conn = lease.__enter__()
+        if looks_fit(lease, conn):
+            return conn
 
 
 class _TracedLease(_LookingLease[C]):
@@ -469,7 +489,7 @@ class Pool(Shell[C]):
     def _special_lease(self) -> ThreadLease[C]:
         told = bool(self._loan_listeners) and self._sample.takes()
         if not told and not self._noted:
-            return _LookingLease() if hasattr(self._inspector, "silent") else ThreadLease()
+            return ThreadLease() if self._core.silent is None else _LookingLease()
         lease: _TracedLease[C] = _TracedLease()
         lease.told = told
         return lease

@@ -27,13 +27,12 @@ from typing import Any, Final, TypeAlias
 
 from millpond import events
 from millpond._core.stats import Stats
+from millpond._extras import extra
 from millpond._shell import Shell, pools
 
-try:
+with extra("prometheus"):
     import prometheus_client
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
-except ImportError as _missing:
-    raise ImportError('prometheus_client is not installed: pip install "millpond[prometheus]"') from _missing
 
 __all__ = ["install"]
 

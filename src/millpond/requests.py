@@ -13,16 +13,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
+from millpond._extras import extra
 from millpond.budget import Budget
 from millpond.urllib3 import MAX_IDLE, MAX_LIFETIME, Options, PoolManager, ProxyManager, through_socks
 
-try:
+with extra("requests"):
     import requests
     from requests import adapters
     from requests.utils import get_auth_from_url
     from urllib3.exceptions import EmptyPoolError
-except ImportError as _missing:
-    raise ImportError('requests is not installed: pip install "millpond[requests]"') from _missing
 
 if TYPE_CHECKING:
     import urllib3

@@ -30,21 +30,20 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict, cast
 
 from millpond._core.entry import Entry, Reason, State
 from millpond._core.lease import Lease
+from millpond._extras import extra
 from millpond.budget import Budget
 from millpond.connector import Condition
 from millpond.connectors.urls import place
 from millpond.errors import ConnectFailed, Misuse, PoolClosed, PoolTimeout
 from millpond.pool import Pool
 
-try:
+with extra("urllib3"):
     import urllib3
     from urllib3.connection import HTTPConnection
     from urllib3.exceptions import ClosedPoolError, EmptyPoolError
     from urllib3.util.timeout import _DEFAULT_TIMEOUT, _TYPE_DEFAULT
     from urllib3.util.url import Url
     from urllib3.util.wait import wait_for_read
-except ImportError as _missing:
-    raise ImportError('urllib3 2 is not installed: pip install "millpond[urllib3]"') from _missing
 
 if TYPE_CHECKING:
     from urllib3._base_connection import BaseHTTPConnection

@@ -14,7 +14,7 @@ import pytest
 import trustme
 from anyio.abc import ByteStream, SocketAttribute
 
-from millpond import Pool
+from millpond import AsyncPool, Pool, PoolTimeout
 from millpond.connector import AsyncConnector, Condition, Connector
 from millpond.connectors.sockets import AsyncSocket, Socket
 from millpond.testing.proxy import Proxy
@@ -255,7 +255,52 @@ def test_closing_says_goodbye(connector: Socket, peer: Peer) -> None:
     assert conn.fileno() == -1
 
 
+def test_what_comes_between_two_loans_is_lent_to_nobody(connector: Socket, peer: Peer) -> None:
+    with Pool(connector, max_size=1) as pool:
+        with pool.connection() as conn:
+            end = peer.end()
+        with pool.connection() as again:
+            assert again is conn
+        end.sendall(b"late")
+        wait_until_readable(conn.fileno())
+        with pool.connection() as other:
+            assert other is not conn
+        assert sum(pool.stats().closes.values()) == 1
+
+
 # Tasks, on asyncio and trio
+
+
+@pytest.mark.anyio
+async def test_what_comes_between_two_loans_of_tasks_is_lent_to_nobody(
+    async_connector: AsyncSocket, peer: Peer
+) -> None:
+    async with AsyncPool(async_connector, max_size=1) as pool:
+        async with pool.connection() as conn:
+            end = peer.end()
+        async with pool.connection() as again:
+            assert again is conn
+        end.sendall(b"late")
+        wait_until_readable(async_connector.descriptor(conn))
+        async with pool.connection() as other:
+            assert other is not conn
+        assert sum(pool.stats().closes.values()) == 1
+
+
+@pytest.mark.anyio
+async def test_a_caller_whose_time_is_up_is_told_so_though_something_had_come(
+    async_connector: AsyncSocket, peer: Peer
+) -> None:
+    async with AsyncPool(async_connector, max_size=1) as pool:
+        async with pool.connection() as conn:
+            end = peer.end()
+        end.sendall(b"late")
+        wait_until_readable(async_connector.descriptor(conn))
+        with pytest.raises(PoolTimeout):
+            async with pool.connection(timeout=0):
+                pass
+        async with pool.connection() as other:
+            assert other is not conn
 
 
 @pytest.mark.anyio

@@ -12,7 +12,9 @@ import pytest
 import redis
 
 import millpond
+import millpond.redis
 from millpond.connectors.redis import AsyncRedis, Redis
+from millpond.testing import Valkey
 
 from .conftest import Face
 
@@ -175,11 +177,46 @@ def test_such_a_connection_that_is_dropped_gives_its_place_back(face: Face) -> N
     face.give_back(pool, conn)
 
 
-def test_what_can_be_no_connection_is_refused_by_name() -> None:
-    with millpond.Pool(Redis(lambda: object())) as pool:  # type: ignore[arg-type, return-value]
+class Delegating:
+    """A connection that has nothing of its own."""
+
+    def __init__(self, **options: Any) -> None:
+        self._inner = redis.Connection(host=options["host"], port=options["port"])
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
+def test_a_class_whose_methods_are_anothers_serves(valkey: Valkey) -> None:
+    with millpond.redis.ConnectionPool(host=valkey.host, port=valkey.port, connection_class=Delegating) as pool:  # type: ignore[arg-type]
+        client = redis.Redis(connection_pool=pool)
+        for _ in range(3):
+            assert client.echo("mine") == b"mine"
+        assert pool.stats().opens == 1
+
+
+class Slotted:
+    __slots__ = ("inner",)
+
+    def __init__(self, **options: Any) -> None: ...
+    def connect(self) -> None: ...
+    def disconnect(self) -> None: ...
+    def send_command(self) -> None: ...
+    def read_response(self) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("cls", "why"),
+    [
+        (object, "object is no connection: it has no connect()"),
+        (Slotted, "Slotted cannot own a loan, since it has __slots__"),
+    ],
+)
+def test_what_can_be_no_connection_is_refused_by_name(cls: type, why: str) -> None:
+    with millpond.Pool(Redis(lambda: cls())) as pool:
         with pytest.raises(millpond.ConnectFailed, match="cannot make a connection") as caught:
             pool.acquire()
-        assert str(caught.value.__cause__) == "object is no connection: it has no connect()"
+        assert str(caught.value.__cause__) == why
         assert "password" not in str(caught.value)
 
 
@@ -236,3 +273,31 @@ def test_an_own_class_goes_with_a_url_as_well(connector: Any) -> None:
     made = connector("redis://somewhere/1", connection_class=cls, server=fakeredis.FakeServer())
     assert isinstance(made._new(), cls)
     assert made.target == "redis://somewhere:6379/1"
+
+
+class Knowing:
+    """What a sentinel would know."""
+
+    def __init__(self, server: Valkey) -> None:
+        self._address = server.host, server.port
+
+    def discover_master(self, name: str) -> tuple[str, int]:
+        return self._address
+
+
+class Watched(Delegating):
+    """A connection to whatever the sentinel tells."""
+
+    def __init__(self, connection_pool: Any, **options: Any) -> None:
+        host, port = connection_pool.get_master_address()
+        super().__init__(host=host, port=port)
+
+
+def test_a_sentinels_pool_takes_back_what_is_none_of_its_own_or_of_redis_pys(valkey: Valkey) -> None:
+    pool = millpond.redis.SentinelConnectionPool("main", Knowing(valkey), connection_class=Watched)  # type: ignore[arg-type]
+    with pool:
+        client = redis.Redis(connection_pool=pool)
+        for _ in range(3):
+            assert client.echo("mine") == b"mine"
+        pool.release(redis.Connection(host=valkey.host, port=valkey.port))
+        assert (pool.stats().lent, pool.stats().size) == (0, 1)

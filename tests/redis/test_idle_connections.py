@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import select
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import redis
 
-from millpond import Pool
+from millpond import Misuse, Pool
+from millpond.connectors._tally.pushes import has_only_pushes
 from millpond.connectors.redis import Redis
 from millpond.testing import Valkey
 
@@ -36,9 +39,9 @@ def pool_of(face: Face, front: Front, options: dict[str, Any], **more: Any) -> A
     return make(face, options, **wire, **more)
 
 
-def wait_for(face: Face, conn: Any) -> None:
+def wait_for(conn: Any, face: Face | None = None) -> None:
     """Wait until what the server has said is there."""
-    if face.world == "threads":
+    if face is None or face.world == "threads":
         assert select.select([conn._sock], [], [], 10)[0]
     else:
         face.until(lambda: conn._reader._buffer)
@@ -53,7 +56,7 @@ def test_an_answer_that_nobody_asked_for_is_lent_to_nobody(face: Face, front: Fr
         former = face.number(conn)
         face.give_back(pool, conn)
         front.say(ANSWER)
-        wait_for(face, conn)
+        wait_for(conn, face)
         del conn
         assert face.run(client.echo(f"mine {number}")) == f"mine {number}".encode()
         assert face.run(client.client_id()) != former
@@ -76,13 +79,135 @@ def test_a_push_message_that_comes_unasked_costs_nothing(face: Face, front: Fron
     former = face.number(conn)
     face.give_back(pool, conn)
     front.say(PUSH)
-    wait_for(face, conn)
+    wait_for(conn, face)
     del conn
     conn = face.borrow(pool)
     assert face.ask(conn, "ECHO", "mine") == b"mine"
     assert (face.number(conn) == former) is resp3, "RESP2 has no push messages"
     assert len(heard) == resp3
     face.give_back(pool, conn)
+
+
+@pytest.mark.parametrize("protocol", [{}, {"python": True, "protocol": 3}])
+def test_an_answer_behind_a_push_message_is_lent_to_nobody(face: Face, front: Front, protocol: dict[str, Any]) -> None:
+    pool = pool_of(face, front, protocol)
+    for message in (PUSH + ANSWER, PUSH + PUSH + ANSWER[:3]):
+        conn = face.borrow(pool)
+        former = face.number(conn)
+        face.give_back(pool, conn)
+        front.say(message)
+        wait_for(conn, face)
+        del conn
+        assert face.run(face.client(pool).client_id()) != former
+
+
+def test_an_answer_that_tls_has_decrypted_and_nobody_has_read_is_lent_to_nobody(face: Face) -> None:
+    with Front(face.server, tls=True) as front:
+        pool = pool_of(face, front, {"protocol": 2}, socket_read_size=1)
+        conn = face.borrow(pool)
+        front.say(ANSWER + ANSWER)
+        assert face.read(conn) == b"EXTRA"
+        conn._asked += 1  # as if it had asked for that, and for no more
+        face.give_back(pool, conn)
+        del conn
+        assert face.run(face.client(pool).echo("mine")) == b"mine"
+        face.close_all()
+
+
+class Talkative(asyncio.Protocol):
+    """A server that knows one answer, and says too much after a login."""
+
+    logins = 0
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._transport.write(b"+OK\r\n" * data.count(b"*"))
+        if b"SELECT" in data:
+            Talkative.logins += 1
+            self._transport.write(b"+STRAY\r\n")
+
+
+@pytest.fixture
+def talkative() -> Iterator[int]:
+    Talkative.logins = 0
+    loop = asyncio.new_event_loop()
+    server = loop.run_until_complete(loop.create_server(Talkative, "127.0.0.1", 0))
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    yield server.sockets[0].getsockname()[1]
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    server.close()
+    loop.run_until_complete(asyncio.sleep(0.01))
+    loop.close()
+
+
+def test_a_server_that_says_too_much_at_the_login_is_an_error_and_not_an_answer(face: Face, talkative: int) -> None:
+    pool = face.pool(host="127.0.0.1", port=talkative, protocol=2, db=1, retry=face.retry(1))
+    with pytest.raises(redis.ConnectionError, match="nobody asked for"):
+        face.borrow(pool)
+    assert Talkative.logins < 5
+    face.close_all()
+
+
+def test_a_lease_keeps_its_own_timeout_and_the_loans_are_counted_right(valkey: Valkey) -> None:
+    with Front(valkey, tls=False) as front, Pool(Redis(f"redis://localhost:{front.port}"), max_size=1) as pool:
+        lease = pool.connection(timeout=20)
+        with lease as conn:
+            pass
+        front.say(ANSWER)
+        wait_for(conn)
+        with lease as other:
+            assert other is not conn
+            with pytest.raises(Misuse):
+                lease.__enter__()
+        assert lease._timeout == 20
+        assert pool.stats().borrows == 2
+        assert pool.stats().lent == 0
+
+
+def test_a_connection_that_another_thread_closes_during_the_look_is_not_lent(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Front(valkey, tls=False) as front, Pool(Redis(f"redis://localhost:{front.port}"), max_size=1) as pool:
+        with pool.connection() as conn:
+            pass
+        front.say(PUSH)
+        wait_for(conn)
+        taken_in = conn._take_in  # type: ignore[attr-defined]
+
+        def close_first(pushes: bool) -> None:
+            assert conn._sock is not None
+            conn._sock.close()
+            taken_in(pushes)
+
+        monkeypatch.setattr(conn, "_take_in", close_first)
+        with pool.connection() as other:
+            assert other is not conn
+
+
+@pytest.mark.parametrize(
+    ("data", "pushes"),
+    [
+        (b"", True),
+        (PUSH, True),
+        (PUSH * 3, True),
+        (PUSH[:5], True),
+        (PUSH + b"$", False),
+        (PUSH + ANSWER, False),
+        (ANSWER, False),
+        (b">3\r\n+a\r\n:1\r\n*2\r\n$-1\r\n%1\r\n#t\r\n_\r\n", True),
+        (b">1\r\n|1\r\n+k\r\n,1.5\r\n=5\r\ntxt:a\r\n", True),
+        (b">1\r\n|1\r\n+k\r\n,1.5\r\n=5\r\ntxt:a\r\n+OK\r\n", False),
+        (b">1\r\n!5\r\nERR a\r\n>1\r\n~1\r\n(12345678901234567890\r\n", True),
+        (b">x\r\n", False),
+        (b">1\r\nwhat\r\n", False),
+    ],
+)
+def test_push_messages_are_told_from_answers(data: bytes, pushes: bool) -> None:
+    assert has_only_pushes(data) is pushes
 
 
 def test_a_caller_is_not_kept_waiting_by_many_such_connections(face: Face) -> None:
@@ -93,7 +218,7 @@ def test_a_caller_is_not_kept_waiting_by_many_such_connections(face: Face) -> No
             face.give_back(pool, conn)
         front.say(ANSWER)
         for conn in conns:
-            wait_for(face, conn)
+            wait_for(conn, face)
         del conn, conns
         assert face.run(face.client(pool).echo("mine")) == b"mine"
         assert pool.stats().closes == {"broken": 5}
@@ -108,7 +233,7 @@ def test_a_listener_hears_of_one_loan_when_something_had_come(valkey: Valkey) ->
             pass
         pool.listen(lambda event: heard.append(type(event).__name__))
         front.say(ANSWER)
-        assert select.select([conn._sock], [], [], 10)[0]
+        wait_for(conn)
         with pool.connection() as other:
             assert other is not conn
         assert [name for name in heard if name in ("ConnectionLent", "ConnectionReturned")] == [
@@ -126,7 +251,7 @@ def test_a_server_that_hung_up_is_noticed_by_the_look_before_the_watcher_tells(
             conn.send_command("CLIENT", "ID")
             number = conn.read_response()
         boss.client_kill_filter(_id=number)
-        assert select.select([conn._sock], [], [], 10)[0]
+        wait_for(conn)
         with pool.connection() as other:
             assert other is not conn
             other.send_command("PING")

@@ -289,12 +289,48 @@ def test_which_task_waits_while_a_pool_is_reset_is_served_by_what_comes_after(va
         async with pool:
             conn = await pool.get_connection()
             client = redis.asyncio.Redis(connection_pool=pool)
-            waiting = [asyncio.create_task(client.echo("mine")) for _ in range(3)]  # type: ignore[arg-type]
+            waiting: list[Any] = [asyncio.ensure_future(client.echo("mine")) for _ in range(3)]
             while pool.stats().waiting < 3:
                 await asyncio.sleep(0)
             pool.reset()
             assert await asyncio.wait_for(asyncio.gather(*waiting), 20) == [b"mine"] * 3
             await pool.release(conn)
+
+    asyncio.run(main())
+
+
+def test_who_waits_while_a_pool_is_reset_and_closed_gets_nothing(valkey: Valkey) -> None:
+    pool = millpond.redis.BlockingConnectionPool(host=valkey.host, port=valkey.port, max_connections=1, timeout=30)
+    with ThreadPoolExecutor(5) as executor:
+        for _ in range(20):
+            conn = pool.get_connection()
+            waiting = [executor.submit(pool.get_connection) for _ in range(5)]
+            while pool.stats().waiting < 5:
+                time.sleep(0.001)
+            pool.reset()
+            pool.close()
+            for each in waiting:
+                with pytest.raises(redis.ConnectionError, match="was closed"):
+                    each.result(20)
+            assert pool._lender is None
+            pool.release(conn)
+
+
+def test_which_task_waits_while_a_pool_is_reset_and_closed_gets_nothing(valkey: Valkey) -> None:
+    async def main() -> None:
+        pool = millpond.redis.asyncio.BlockingConnectionPool(
+            host=valkey.host, port=valkey.port, max_connections=1, timeout=30
+        )
+        conn = await pool.get_connection()
+        waiting = [asyncio.create_task(pool.get_connection()) for _ in range(5)]
+        while pool.stats().waiting < 5:
+            await asyncio.sleep(0)
+        pool.reset()
+        await pool.aclose()
+        for outcome in await asyncio.gather(*waiting, return_exceptions=True):
+            assert isinstance(outcome, redis.ConnectionError)
+        assert pool._lender is None
+        await pool.release(conn)
 
     asyncio.run(main())
 

@@ -126,6 +126,7 @@ class Core(Generic[C]):
         "retired_uses",
         "settings",
         "share",
+        "silent",
         "timeouts",
         "waited",
         "waits",
@@ -143,12 +144,14 @@ class Core(Generic[C]):
         whoami: Callable[[], int],
         clock: Callable[[], float],
         inspect: Callable[[C, BaseException | None], Condition] | None,
+        silent: Callable[[C], bool] | None = None,
         share: Share | None = None,
     ) -> None:
         # For the hot path, which has no shell around it.
         self.whoami = whoami
         self.clock = clock
         self.inspect = inspect
+        self.silent = silent
         self.share = share
         """The pool's part of a budget, if there is one."""
         # A dictionary in place of a set: it takes a third of the memory, and has an order.

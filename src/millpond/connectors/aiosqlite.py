@@ -15,14 +15,13 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any
 
+from millpond._extras import extra
 from millpond.connector import Condition
 from millpond.connectors.sqlite import IsolationLevel, Sqlite
 
-try:
+with extra("aiosqlite"):
     import aiosqlite
     from aiosqlite.core import _STOP_RUNNING_SENTINEL, set_exception, set_result
-except ImportError as _missing:
-    raise ImportError('aiosqlite 0.22 is not installed: pip install "millpond[aiosqlite]"') from _missing
 
 __all__ = ["Aiosqlite"]
 

@@ -21,14 +21,13 @@ from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 from millpond import _watcher
+from millpond._extras import extra
 from millpond.connector import Condition
 from millpond.connectors.factory import cut_number
 from millpond.connectors.urls import expect_encoded, place, without_secrets
 
-try:
+with extra("asyncpg"):
     import asyncpg
-except ImportError as _missing:
-    raise ImportError('asyncpg is not installed: pip install "millpond[asyncpg]"') from _missing
 
 __all__ = ["Asyncpg"]
 

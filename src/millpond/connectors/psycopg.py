@@ -31,11 +31,12 @@ from traceback import clear_frames
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast, overload
 
 from millpond import _watcher
+from millpond._extras import extra
 from millpond.connector import Condition
 from millpond.connectors.factory import cut_number
 from millpond.connectors.urls import expect_encoded, place
 
-try:
+with extra("psycopg"):
     import psycopg
     from psycopg import pq, waiting
     from psycopg.adapt import AdaptersMap
@@ -46,8 +47,6 @@ try:
         make_conninfo,
         timeout_from_conninfo,
     )
-except ImportError as _missing:
-    raise ImportError('psycopg is not installed: pip install "millpond[psycopg]"') from _missing
 
 if TYPE_CHECKING:
     from psycopg.abc import AdaptContext, ConnDict, ConnParam, PQGen, PQGenConn

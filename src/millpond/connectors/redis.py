@@ -2,11 +2,9 @@
 
 What makes a connection provably clean without a round trip: as many replies have been read to their end as commands
 were sent, the parser has nothing left, and none of the commands left something behind in the session (`_tally` keeps
-the record). redis-py itself looks whether something can be read before it lends a connection; that costs a system call,
-and a reply that is still on its way is not seen.
-
-What can be in the socket of such a connection is unasked-for: a push message of RESP3, which the next reader hands to
-its handler, or the last words of a server that hangs up, which the watcher notices.
+the record). A reply that comes later is seen before the next loan, by a look at the socket (`silent`), as redis-py's
+own pools take one. What may have come then is a push message of RESP3, which goes to its handler, or a record of TLS
+with nothing in it.
 """
 
 from __future__ import annotations
@@ -20,14 +18,13 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 from urllib.parse import urlsplit
 
 from millpond import _watcher
+from millpond._extras import extra
 from millpond.connector import Condition
 from millpond.connectors.urls import InvalidURL, expect_encoded, place
 
-try:
+with extra("redis"):
     import redis
     import redis.asyncio
-except ImportError as _missing:
-    raise ImportError('redis is not installed: pip install "millpond[redis]"') from _missing
 
 from redis import exceptions
 from redis.asyncio.connection import AbstractConnection as AsyncConnection
@@ -158,7 +155,7 @@ class _Inspection(Generic[C]):
     def _new(self) -> C:
         """Make a connection that keeps its record."""
         conn: Any = self._make()
-        conn.__class__ = tallied(type(conn))
+        conn.__class__ = tallied(conn)
         conn.note_packer()
         made: C = conn
         return made
@@ -173,7 +170,7 @@ class Redis(_Inspection[Connection]):
 
     What is lent is the raw connection: `send_command`, then `read_response`. It comes back clean if all replies have
     been read and the session is as it was. It is closed if an exchange was cut, if it subscribes, watches or monitors,
-    is in MULTI, or was given another login, name or database. If redis-py had to connect it anew, it is kept.
+    is in MULTI, or was given another login or database. If redis-py had to connect it anew, it is kept.
 
     The pool does not use redis-py's retries; to its borrowers they are as they were. Raises redis-py's own exceptions.
     """
@@ -197,6 +194,8 @@ class Redis(_Inspection[Connection]):
             tally.connect()
             if isinstance(tally._sock, socket.socket):
                 tally._sock.settimeout(tally.socket_timeout)
+            if tally._unread() or not self.silent(conn):
+                raise stray()
         except BaseException:
             tally.disconnect()
             raise
@@ -227,8 +226,7 @@ class Redis(_Inspection[Connection]):
     def silent(self, conn: Connection) -> bool:
         """Tell whether nothing has come since the last answer was read, but push messages."""
         tally: Any = conn
-        silent: bool = tally.silent()
-        return silent
+        return not tally._look(0) or tally.is_expected()
 
     def descriptor(self, conn: Connection) -> int | None:
         """Return the socket's descriptor, or None if the connection is closed."""
@@ -298,6 +296,8 @@ class AsyncRedis(_Inspection[AsyncConnection]):
         try:
             async with asyncio.timeout(timeout):
                 await tally.connect()
+            if not self.silent(conn):
+                raise stray()
         except BaseException:
             tally.let_go()
             raise
@@ -331,8 +331,7 @@ class AsyncRedis(_Inspection[AsyncConnection]):
     def silent(self, conn: AsyncConnection) -> bool:
         """Tell whether the loop has read nothing since the last answer, but push messages."""
         tally: Any = conn
-        silent: bool = tally.silent()
-        return silent
+        return not tally._unread() or tally.is_expected()
 
     def descriptor(self, conn: AsyncConnection) -> int | None:
         """Return the socket's descriptor, or None if the connection is closed."""

@@ -17,11 +17,11 @@ from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
-try:
+from millpond._extras import extra
+
+with extra("redis"):
     import redis
     import redis.sentinel
-except ImportError as _missing:
-    raise ImportError('redis is not installed: pip install "millpond[redis]"') from _missing
 
 from redis.connection import AbstractConnection, Connection, ConnectionInterface
 
@@ -83,6 +83,8 @@ class _Pooled(redis.ConnectionPool):
     """The settings of millpond's that make the pool what it is."""
     _lender: _Lender | None = None
     """Who keeps the connections: None until one is wanted, and after it was closed."""
+    _closes = 0
+    """How often it was closed."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401
         self._settings = ours(options, self._fixed)
@@ -133,6 +135,7 @@ class _Pooled(redis.ConnectionPool):
     def _borrow(self) -> Connection:
         timeout = self.timeout
         deadline = math.inf if timeout is None else monotonic() + timeout
+        closes = self._closes
         while True:
             lender = self._lender or self._hire()
             try:
@@ -140,7 +143,7 @@ class _Pooled(redis.ConnectionPool):
             except ConnectFailed:
                 raise
             except REFUSALS as refusal:
-                if not lender.replaced:
+                if not lender.replaced or self._closes != closes:
                     raise translated(refusal) from refusal
 
     def _persist(self, failure: ConnectFailed) -> Connection:
@@ -193,12 +196,16 @@ class _Pooled(redis.ConnectionPool):
 
         The pool can be used again.
         """
+        self._closes += 1
         lender = self._dismiss()
         for conn in which_are(State.LENT, lender):
             conn.disconnect()
 
     def reset(self) -> None:
-        """Forget all connections: the idle are closed now, those in use when they come back. Who waits goes on."""
+        """Forget all connections: the idle are closed now, those in use when they come back.
+
+        Who waits goes on waiting, but perhaps no longer in the same order.
+        """
         self._dismiss(replaced=True)
 
     def set_retry(self, retry: Retry) -> None:

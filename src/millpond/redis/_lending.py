@@ -147,9 +147,13 @@ def forsake_demoted(lender: Shell[C] | None, conn: Any) -> None:  # noqa: ANN401
 
     redis-py, too, drops all that are idle when it learns of another master.
     """
-    if lender is not None and conn.demoted:
-        place = conn.host, conn.port
-        close_idle(lender, lambda other: (other.host, other.port) == place)  # type: ignore[attr-defined]
+    if lender is not None and getattr(conn, "demoted", False):
+        former = _address_of(conn)
+        close_idle(lender, lambda other: _address_of(other) == former)
+
+
+def _address_of(conn: object) -> tuple[object, object]:
+    return getattr(conn, "host", None), getattr(conn, "port", None)
 
 
 def doubt_all(lender: Shell[C]) -> None:

@@ -69,6 +69,8 @@ class _Pooled(redis.asyncio.ConnectionPool):
     """The settings of millpond's that make the pool what it is."""
     _lender: _Lender | None = None
     """Who keeps the connections: None until one is wanted, and after it was closed."""
+    _closes = 0
+    """How often it was closed."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401
         self._settings = ours(options, self._fixed)
@@ -112,6 +114,7 @@ class _Pooled(redis.asyncio.ConnectionPool):
     async def _borrow(self) -> AbstractConnection:
         timeout = self.timeout
         deadline = math.inf if timeout is None else monotonic() + timeout
+        closes = self._closes
         while True:
             lender = self._lender or self._hire()
             try:
@@ -119,7 +122,7 @@ class _Pooled(redis.asyncio.ConnectionPool):
             except ConnectFailed:
                 raise
             except REFUSALS as refusal:
-                if not lender.replaced:
+                if not lender.replaced or self._closes != closes:
                     raise translated(refusal) from refusal
             except Misuse:
                 if lender._backend is None or not lender._backend.ended():
@@ -168,6 +171,7 @@ class _Pooled(redis.asyncio.ConnectionPool):
 
         It waits until the idle ones are closed, and not for those in use. The pool can be used again.
         """
+        self._closes += 1
         lender = self._dismiss()
         used = list(which_are(State.LENT, lender))
         await asyncio.gather(*(conn.disconnect() for conn in used))
@@ -175,7 +179,10 @@ class _Pooled(redis.asyncio.ConnectionPool):
             await lender.close(FAREWELL)
 
     def reset(self) -> None:
-        """Forget all connections: the idle are closed now, those in use when they come back. Who waits goes on."""
+        """Forget all connections: the idle are closed now, those in use when they come back.
+
+        Who waits goes on waiting, but perhaps no longer in the same order.
+        """
         self._dismiss(replaced=True)
 
     def set_retry(self, retry: Retry) -> None:

@@ -18,18 +18,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from millpond import _looking
+from millpond._extras import extra
 
-try:
+with extra("web"):
     import anyio
     from starlette.applications import Starlette
     from starlette.middleware import Middleware
     from starlette.responses import StreamingResponse
     from starlette.routing import Mount, Route
     from starlette.staticfiles import StaticFiles
-except ImportError as _missing:
-    raise ImportError(
-        f'{_missing.name} is not installed: pip install "millpond[web]"', name=_missing.name
-    ) from _missing
 
 from typing import TYPE_CHECKING
 

@@ -23,19 +23,20 @@ _MADE: Final = "_millpond_tallied"
 """Where a class keeps the one that was made of it."""
 
 
-def tallied(cls: type) -> type:
-    """Put the record in front of a class of connections, or what stands for it if the class is none of redis-py's."""
+def tallied(conn: object) -> type:
+    """Put the record in front of a connection's class, or what stands for it if the class is none of redis-py's."""
+    cls = type(conn)
     if issubclass(cls, (Tally, Foreign)):
         return cls
     # Kept by the class itself: whoever makes classes as it runs, as recorders and tests do, makes many.
     made = vars(cls).get(_MADE)
     if made is None:
-        made = _put_in_front(cls)
+        made = _put_in_front(cls, conn)
         setattr(cls, _MADE, made)
     return cast("type", made)
 
 
-def _put_in_front(cls: type) -> type:
+def _put_in_front(cls: type, conn: object) -> type:
     for base, tally in ((Connection, SyncTally), (AsyncConnection, AsyncTally)):
         if issubclass(cls, base):
             members: dict[str, Any] = {
@@ -52,4 +53,4 @@ def _put_in_front(cls: type) -> type:
                 # It has its own way to send. What comes of it is counted when it is packed.
                 members["send_command"] = cls.send_command
             return type(cls.__name__, (tally, cls), members)
-    return type(cls.__name__, (front_for(cls), cls), {"__module__": cls.__module__, "__doc__": cls.__doc__})
+    return type(cls.__name__, (front_for(conn), cls), {"__module__": cls.__module__, "__doc__": cls.__doc__})

@@ -20,23 +20,27 @@ NEEDED: Final = ("connect", "disconnect", "send_command", "read_response")
 """What redis-py's pools and clients call of any connection."""
 
 
-def front_for(cls: type) -> type:
-    """Return what is put in front of a class, and say what cannot be known; raise `TypeError` if it is useless."""
-    missing = [name for name in NEEDED if not callable(getattr(cls, name, None))]
+def front_for(conn: object) -> type:
+    """Return what is put in front of its class, and say what cannot be known; raise `TypeError` if it is useless."""
+    cls = type(conn)
+    missing = [name for name in NEEDED if not callable(getattr(conn, name, None))]
     if missing:
         raise TypeError(f"{cls.__qualname__} is no connection: it has no {missing[0]}()")
+    if not (hasattr(conn, "__dict__") and hasattr(conn, "__weakref__")):
+        raise TypeError(f"{cls.__qualname__} cannot own a loan, since it has __slots__")
     log.warning(
         "%s.%s is none of redis-py's connections: that a loan left nothing behind cannot be proved",
         cls.__module__,
         cls.__qualname__,
     )
-    return AsyncForeign if iscoroutinefunction(cls.send_command) else Foreign  # type: ignore[attr-defined]
+    return AsyncForeign if iscoroutinefunction(conn.send_command) else Foreign  # type: ignore[attr-defined]
 
 
 class Foreign:
     """In front of a class for threads: it answers as a record does, with what the connection itself says."""
 
     loan: Any = None
+    demoted = False
     _asked = _answered = _session = 0
     _token: object = None
     _deadline: float | None = None
@@ -70,7 +74,10 @@ class Foreign:
     def hand_on_pushes(self) -> None:
         """Nothing has been read that could be handed on."""
 
-    def silent(self) -> bool:
+    def _look(self, timeout: int) -> bool:
+        return True
+
+    def is_expected(self) -> bool:
         """Ask it, as redis-py's pools do, whether something can be read."""
         try:
             return not _ask(self, "can_read")
@@ -86,7 +93,7 @@ class AsyncForeign(Foreign):
     async def hand_on_pushes(self) -> None:  # type: ignore[override]
         """Nothing has been read that could be handed on."""
 
-    def silent(self) -> bool:
+    def is_expected(self) -> bool:
         """It cannot be asked."""
         return True
 

@@ -13,6 +13,7 @@ from redis._parsers import _AsyncHiredisParser
 
 from millpond import _watcher
 from millpond.connectors._tally.commands import SPOILT
+from millpond.connectors._tally.pushes import has_only_pushes
 from millpond.connectors._tally.record import PLAIN, Tally, stray
 from millpond.connectors.factory import cut_number
 
@@ -62,12 +63,12 @@ class AsyncTally(Tally):
         reader: Any = self._parser._reader
         return lambda: incoming or reader.has_data()
 
-    def silent(self) -> bool:
-        """Tell whether nothing has come since the last answer was read, but what a server may say unasked."""
-        if not self._unread() or self._writer is None:
-            return True
+    def is_expected(self) -> bool:
+        """Tell whether what has come is no more than a server may say unasked."""
+        if self._writer is None:
+            return True  # redis-py connects anew
         stream: Any = self._reader
-        return self._takes_pushes() and stream._buffer[:1] == b">"
+        return self._takes_pushes() and has_only_pushes(bytes(stream._buffer))
 
     def _have_loss_told(self) -> None:
         """Have the loop tell of a hang-up: it reads idle connections, too, and closes them before others can look."""

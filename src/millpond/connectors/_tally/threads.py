@@ -5,7 +5,7 @@ from __future__ import annotations
 import select
 import socket
 import ssl
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -62,7 +62,7 @@ class SyncTally(Tally):
             if not _watcher.unavailable():  # under gevent, a poll is no quick look
                 look = select.poll()
                 look.register(sock, select.POLLIN)
-                self._look = look.poll
+                self._look = _look_at_tls(sock, look.poll) if isinstance(sock, ssl.SSLSocket) else look.poll
 
     if not TYPE_CHECKING:
 
@@ -79,46 +79,33 @@ class SyncTally(Tally):
         except (exceptions.RedisError, OSError):
             return True
 
-    def silent(self) -> bool:
-        """Tell whether nothing has come since the last answer was read, but what a server may say unasked."""
-        return not self._look(0) or self._is_expected()
-
-    def _is_expected(self) -> bool:
+    def is_expected(self) -> bool:
+        """Tell whether what has come is no more than a server may say unasked."""
         sock = self._sock
         if sock is None:
             return True  # redis-py connects anew
         if not _is_socket(sock):
             return not self._unread()
-        if not isinstance(sock, ssl.SSLSocket):
-            return self._peek(sock) in ((None, b">") if self._takes_pushes() else (None,))
+        pushes = self._takes_pushes()
+        if not pushes and not isinstance(sock, ssl.SSLSocket):
+            return False
         # A record of TLS may have nothing in it for redis-py: a session ticket, a new key.
         try:
-            self._read_what_has_come()
-            if not self._takes_pushes():
-                return not self._unread()
-            self.hand_on_pushes()
-        except Exception:
+            self._take_in(pushes)
+        except (exceptions.RedisError, OSError) as error:
+            if isinstance(error, OSError) and error.errno is None:
+                raise  # somebody's time limit
             return False
-        return True
+        return not self._unread()
 
-    def _peek(self, sock: socket.socket) -> bytes | None:
-        """Return the first byte that has come, b"" if the peer has hung up, or None for nothing."""
-        sock.settimeout(0)
-        try:
-            return sock.recv(1, socket.MSG_PEEK)
-        except BlockingIOError:
-            return None
-        except OSError:
-            return b""
-        finally:
-            sock.settimeout(self.socket_timeout)
-
-    def _read_what_has_come(self) -> None:
+    def _take_in(self, pushes: bool) -> None:
+        """Read what has come, and hand on the push messages."""
         parser = self._parser
-        if isinstance(self._parser, _HiredisParser):
-            parser.read_from_socket(timeout=0, raise_on_timeout=False)
-        else:
-            parser.can_read(0)
+        hiredis = isinstance(self._parser, _HiredisParser)
+        while parser.read_from_socket(timeout=0, raise_on_timeout=False) if hiredis else parser.can_read(0):
+            if not pushes:
+                break
+            self.hand_on_pushes()
 
     def send_command(self, *args: object, **kwargs: object) -> None:
         """Pack a command and send it."""
@@ -205,3 +192,8 @@ class SyncTally(Tally):
 def _is_socket(sock: object) -> bool:
     """Whether that is a socket of Python's, and not what somebody else has put in its place."""
     return isinstance(sock, socket.socket)
+
+
+def _look_at_tls(sock: ssl.SSLSocket, poll: Callable[[int], object]) -> Callable[[int], object]:
+    """Return a look at what TLS has decrypted and nobody has read, too."""
+    return lambda timeout: sock.pending() or poll(timeout)
