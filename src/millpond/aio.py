@@ -88,7 +88,9 @@ class _LookingLease(TaskLease[C]):
 
     async def __aenter__(self) -> C:
         asked = monotonic()
-        conn = await TaskLease.__aenter__(self)
+        conn = self.enter()
+        if conn is None:
+            conn = await TaskLease.__aenter__(self)
         claim = self._claim
         try:
             if looks_fit(self, conn):

@@ -268,6 +268,18 @@ def test_what_comes_between_two_loans_is_lent_to_nobody(connector: Socket, peer:
         assert sum(pool.stats().closes.values()) == 1
 
 
+def test_a_server_that_speaks_first_is_lent_with_what_it_has_said(connector: Socket, peer: Peer) -> None:
+    with Pool(connector, min_size=1) as pool:
+        end = peer.end()
+        pool.warm()
+        end.sendall(b"welcome")
+        (entry,) = pool._core.entries
+        wait_until_readable(entry.conn.fileno())
+        with pool.connection() as conn:
+            assert conn.recv(7) == b"welcome"
+        assert pool.stats().opens == 1
+
+
 # Tasks, on asyncio and trio
 
 

@@ -48,7 +48,8 @@ def test_a_package_that_is_too_old_is_named_with_what_is_needed(
 def test_a_package_that_is_not_there_is_named(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
     extra, package, _ = MODULES[module]
     name = {"prometheus-client": "prometheus_client", "opentelemetry-api": "opentelemetry"}.get(package, package)
-    monkeypatch.setitem(sys.modules, name, None)
+    for each in [name, *(loaded for loaded in sys.modules if loaded.startswith(f"{name}."))]:
+        monkeypatch.setitem(sys.modules, each, None)
     monkeypatch.delitem(sys.modules, module, raising=False)
     with pytest.raises(ImportError) as caught:
         importlib.import_module(module)

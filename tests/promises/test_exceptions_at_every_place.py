@@ -100,7 +100,7 @@ def a_dead_connection(pool: FakePool, connector: FakeConnector, places: Places) 
 def let_come(pool: Any) -> None:
     """Let something come on the connection that would be lent next."""
     stray = pool._core.idle[-1].entry.conn
-    pool._connector.silent = lambda conn: conn is not stray
+    pool._core.silent = lambda conn: conn is not stray
     pool._heed()
 
 
@@ -479,6 +479,7 @@ def running_task() -> object:
         an_idle_one,
         a_dirty_one,
         a_broken_one,
+        one_on_which_something_has_come,
         a_failing_block,
         one_that_is_opened,
         one_that_is_waited_for,

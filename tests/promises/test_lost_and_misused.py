@@ -266,6 +266,33 @@ def test_who_fails_to_enter_a_lease_takes_nothing_from_who_has_entered_it_meanwh
         assert pool.stats().closes == {}
 
 
+def test_who_has_entered_a_lease_while_another_looks_for_a_connection_loses_nothing() -> None:
+    connector: Any = FakeConnector()
+    with Pool(connector, max_size=3) as pool:
+        assert_whole(pool, 3)
+        lease = pool.connection()
+        entered: list[FakeConnection] = []
+        looks = 0
+
+        def silent(conn: FakeConnection) -> bool:
+            nonlocal looks
+            looks += 1
+            if looks == 2:
+                # The first was sent back, and the lease has nothing: another enters it now.
+                entered.append(lease.__enter__())
+            return looks > 1
+
+        pool._core.silent = silent
+        pool._heed()
+        lease = pool.connection()
+        with pytest.raises(Misuse, match="asked to enter a lease that is entered"):
+            lease.__enter__()
+        assert not entered[0].parted
+        lease.__exit__(None, None, None)
+        assert_whole(pool, 3)
+        assert len(connector.abandoned) == 1
+
+
 def test_who_fails_to_leave_a_lease_takes_nothing_from_who_has_entered_it_meanwhile() -> None:
     strikes: list[Callable[[], object]] = []
 

@@ -123,10 +123,9 @@ class Talkative(asyncio.Protocol):
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        self._transport.write(b"+OK\r\n" * data.count(b"*"))
-        if b"SELECT" in data:
-            Talkative.logins += 1
-            self._transport.write(b"+STRAY\r\n")
+        Talkative.logins += b"SELECT" in data
+        # In one piece: what comes later would be for the look before the second loan.
+        self._transport.write(b"+OK\r\n" * data.count(b"*") + b"+STRAY\r\n" * (b"SELECT" in data))
 
 
 @pytest.fixture
