@@ -14,7 +14,7 @@ import pytest
 import trustme
 from anyio.abc import ByteStream, SocketAttribute
 
-from millpond import AsyncPool, Pool, PoolTimeout
+from millpond import AsyncPool, ConnectFailed, Pool, PoolTimeout
 from millpond.connector import AsyncConnector, Condition, Connector
 from millpond.connectors.sockets import AsyncSocket, Socket
 from millpond.testing.proxy import Proxy
@@ -416,6 +416,8 @@ def test_a_certificate_of_a_stranger_is_a_refusal(peer: Peer, trusting: ssl.SSLC
         with pytest.raises(ssl.SSLCertVerificationError) as failure:
             connector.open(5)
         assert connector.refused(failure.value)
+        with Pool(connector) as pool, pytest.raises(ConnectFailed, match="is not let in by tls://"):
+            pool.acquire()
 
 
 @pytest.mark.anyio

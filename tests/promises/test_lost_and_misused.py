@@ -266,6 +266,45 @@ def test_who_fails_to_enter_a_lease_takes_nothing_from_who_has_entered_it_meanwh
         assert pool.stats().closes == {}
 
 
+def looked_at(pool: Any) -> None:
+    """Let something have come on every connection that is lent again."""
+    pool._core.silent = lambda conn: False
+    pool._heed()
+
+
+def test_a_caller_who_finds_nothing_fit_to_lend_waits_as_long_as_it_said() -> None:
+    connector = FakeConnector()
+    with Pool(connector, max_size=1) as pool:
+        assert_whole(pool, 1)
+        looked_at(pool)
+        connector.hold()
+        began = time.monotonic()
+        with pytest.raises(PoolTimeout), pool.connection(timeout=0.1):
+            pass
+        assert time.monotonic() - began < 10
+        connector.let_go()
+        assert_whole(pool, 1)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_task_that_finds_nothing_fit_to_lend_waits_as_long_as_it_said(loop: Loop) -> None:
+    async def main() -> None:
+        connector = AsyncFakeConnector()
+        async with AsyncPool(connector, max_size=1) as pool:
+            await assert_whole_async(pool, 1)
+            looked_at(pool)
+            connector.hold()
+            began = time.monotonic()
+            with pytest.raises(PoolTimeout):
+                async with pool.connection(timeout=0.1):
+                    pass
+            assert time.monotonic() - began < 10
+            connector.let_go()
+            await assert_whole_async(pool, 1)
+
+    run(loop, main)
+
+
 def test_who_has_entered_a_lease_while_another_looks_for_a_connection_loses_nothing() -> None:
     connector: Any = FakeConnector()
     with Pool(connector, max_size=3) as pool:

@@ -56,7 +56,9 @@ def test_subscribers_of_fakeredis(face: Face, kind: str) -> None:
     assert pool.stats().lent == 0
 
 
-def test_what_a_borrower_leaves_behind_in_fakeredis_reaches_nobody(face: Face) -> None:
+def test_what_a_borrower_leaves_behind_in_fakeredis_reaches_nobody(
+    face: Face, caplog: pytest.LogCaptureFixture
+) -> None:
     pool = faked(face, max_connections=1)
     for words in (("SELECT", 1), ("MULTI",)):
         conn = face.borrow(pool)
@@ -70,6 +72,7 @@ def test_what_a_borrower_leaves_behind_in_fakeredis_reaches_nobody(face: Face) -
     del conn
     assert face.run(face.client(pool).get("key")) == b"mine"
     assert pool.stats().closes == {"broken": 3}
+    assert caplog.records == []
 
 
 class Wrapped:

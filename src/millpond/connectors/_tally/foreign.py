@@ -40,7 +40,6 @@ class Foreign:
     """In front of a class for threads: it answers as a record does, with what the connection itself says."""
 
     loan: Any = None
-    demoted = False
     _asked = _answered = _session = 0
     _token: object = None
     _deadline: float | None = None

@@ -158,7 +158,6 @@ class Tally:
         elif isinstance(error, exceptions.ReadOnlyError):
             # A primary that was demoted goes on answering. Its name may lead elsewhere by now (go-redis does the same).
             self._session |= SPOILT
-            self.demoted = True
 
     def _hear_of_loss(self, error: exceptions.ConnectionError) -> None:
         """Note why the connection was lost."""
