@@ -69,10 +69,8 @@ if not TYPE_CHECKING:
 def __getattr__(name: str) -> object:
     # The async shell needs anyio, and is imported when it is first asked for: threads need nothing but Python.
     if name in ("AsyncKeyedPool", "AsyncPool", "TaskLease"):
-        from millpond._extras import extra
+        from millpond import aio, aio_keyed
 
-        with extra("async"):
-            from millpond import aio, aio_keyed
         return getattr(aio_keyed if name == "AsyncKeyedPool" else aio, name)
     if name == "HostBudget":
         # Where there is no `fcntl` (Windows), there is no such budget.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import PackageNotFoundError, requires, version
 
 __all__ = ["extra"]
@@ -31,6 +32,7 @@ def extra(name: str) -> Iterator[None]:
         raise ImportError(f'{missing} is not installed: pip install "millpond[{name}]"', name=error.name) from error
 
 
+@cache
 def _requirements(extra: str) -> list[tuple[str, str]]:
     """Return the packages of an extra, each with its lowest version."""
     try:

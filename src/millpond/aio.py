@@ -14,9 +14,12 @@ from time import monotonic
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar, Unpack
 
-import anyio
-
 from millpond import events
+from millpond._extras import extra
+
+with extra("async"):
+    import anyio
+
 from millpond._backends import AsyncWaiter, Backend, current_backend
 from millpond._core.core import BEAT, Job, Task
 from millpond._core.entry import Claim

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from millpond.testing import Postgres
+from millpond.testing import Postgres, Valkey
 
 PROGRAM = Path(__file__).parent / "programs" / "greenlets.py"
 
@@ -71,3 +71,29 @@ def test_fifty_greenlets_share_five_connections(told: dict[str, Any]) -> None:
     # Greenlets that are killed, in line or at work, lose no connection.
     assert told["usable"] == 5
     assert told["audit"] == []
+
+
+REDIS = """
+from gevent import monkey
+monkey.patch_all()
+import json, sys, gevent, redis, millpond.redis
+pool = millpond.redis.BlockingConnectionPool.from_url(sys.argv[1], max_connections=2, timeout=20)
+client = redis.Redis(connection_pool=pool)
+def work(number):
+    return [client.echo(f"{number}") for _ in range(20)] == [str(number).encode()] * 20
+jobs = [gevent.spawn(work, number) for number in range(5)]
+gevent.joinall(jobs, timeout=30)
+print(json.dumps([all(job.value for job in jobs), pool.stats().opens, pool.stats().closes]))
+pool.close()
+"""
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+def test_greenlets_go_on_with_the_connections_to_redis_that_they_have(valkey: Valkey, protocol: int) -> None:
+    """There is no poll for a quick look. What is idle must not be taken for what has something to say."""
+    command = [sys.executable, "-c", REDIS, f"{valkey.url}?protocol={protocol}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=90)
+    assert done.stderr == ""
+    right, opens, closes = json.loads(done.stdout)
+    assert right
+    assert (opens, closes) == (2, {})

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
+import time
 import weakref
 from typing import Any
 
@@ -282,6 +284,45 @@ def test_an_own_class_goes_with_a_url_as_well(connector: Any) -> None:
     assert made.target == "redis://somewhere:6379/1"
 
 
+def test_raw_connections_of_fakeredis() -> None:
+    server = fakeredis.FakeServer()
+    url = "redis://somewhere/1"
+    with millpond.Pool[Any].from_url(url, connection_class=fakeredis.FakeRedisConnection, server=server) as pool:
+        for _ in range(3):
+            with pool.connection() as conn:
+                conn.send_command("SET", "key", "mine")
+                assert conn.read_response() == b"OK"
+        assert pool.stats().opens == 1
+
+    async def main() -> None:
+        fake = fakeredis.aioredis.FakeAsyncRedisConnection
+        async with millpond.AsyncPool[Any].from_url(url, connection_class=fake, server=server) as pool:
+            for _ in range(3):
+                async with pool.connection() as conn:
+                    await conn.send_command("GET", "key")
+                    assert await conn.read_response() == b"mine"
+            assert pool.stats().opens == 1
+
+    asyncio.run(main())
+
+
+def test_closing_a_fake_connection_takes_the_watch_from_no_real_one(valkey: Valkey) -> None:
+    """A socket of fakeredis has a number, too, which may be a real one's."""
+    with millpond.Pool(Redis(valkey.url)) as pool:
+        with pool.connection() as conn:
+            descriptor = pool._connector.descriptor(conn)
+        fake: Any = Redis("redis://x", connection_class=fakeredis.FakeRedisConnection, server=fakeredis.FakeServer())
+        other = fake.open(5)
+        other._sock._fileno = descriptor
+        fake.close(other)
+        with redis.Redis(host=valkey.host, port=valkey.port) as boss:
+            boss.client_kill_filter(_type="normal", skipme=True)
+        deadline = time.monotonic() + 20
+        while pool.stats().closes != {"hung up": 1}:
+            assert time.monotonic() < deadline, "nobody watched it any more"
+            time.sleep(0.001)
+
+
 class Knowing:
     """What a sentinel would know."""
 
@@ -308,3 +349,20 @@ def test_a_sentinels_pool_takes_back_what_is_none_of_its_own_or_of_redis_pys(val
             assert client.echo("mine") == b"mine"
         pool.release(redis.Connection(host=valkey.host, port=valkey.port))
         assert (pool.stats().lent, pool.stats().size) == (0, 1)
+
+
+def test_a_time_limit_that_strikes_while_such_a_connection_is_asked_is_not_lost(valkey: Valkey) -> None:
+    class Struck(Wrapped):
+        def can_read(self) -> bool:
+            if self.readable:
+                raise TimeoutError
+            return False
+
+    options = {"host": valkey.host, "port": valkey.port}
+    with millpond.redis.ConnectionPool(connection_class=Struck, max_connections=1, **options) as pool:  # type: ignore[arg-type]
+        conn: Any = pool.get_connection()
+        conn.readable = True
+        pool.release(conn)
+        del conn
+        with pytest.raises(TimeoutError):
+            pool.get_connection()

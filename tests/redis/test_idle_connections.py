@@ -196,24 +196,53 @@ def test_a_lease_keeps_its_own_timeout_and_the_loans_are_counted_right(valkey: V
         assert pool.stats().lent == 0
 
 
+@pytest.mark.parametrize("place", ["_take_in", "hand_on_pushes"])
+@pytest.mark.parametrize("options", [{}, {"parser_class": redis._parsers._RESP3Parser}])
 def test_a_connection_that_another_thread_closes_during_the_look_is_not_lent(
-    valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch, place: str, options: dict[str, Any]
 ) -> None:
+    with (
+        Front(valkey, tls=False) as front,
+        Pool(Redis(f"redis://localhost:{front.port}", **options), max_size=1) as pool,
+    ):
+        with pool.connection() as conn:
+            pass
+        front.say(PUSH)
+        wait_for(conn)
+        method, wire = getattr(conn, place), conn._sock
+        assert wire is not None
+
+        def close_first() -> None:
+            if place == "_take_in":
+                wire.close()
+            else:
+                conn.disconnect()
+            method()
+
+        monkeypatch.setattr(conn, place, close_first)
+        with pool.connection() as other:
+            assert other is not conn
+
+
+@pytest.mark.parametrize("place", ["_look", "_take_in"])
+def test_a_time_limit_that_strikes_during_the_look_is_not_lost(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    def strike(*_: object) -> None:
+        raise TimeoutError
+
     with Front(valkey, tls=False) as front, Pool(Redis(f"redis://localhost:{front.port}"), max_size=1) as pool:
         with pool.connection() as conn:
             pass
         front.say(PUSH)
         wait_for(conn)
-        taken_in = conn._take_in  # type: ignore[attr-defined]
-
-        def close_first(pushes: bool) -> None:
-            assert conn._sock is not None
-            conn._sock.close()
-            taken_in(pushes)
-
-        monkeypatch.setattr(conn, "_take_in", close_first)
-        with pool.connection() as other:
+        monkeypatch.setattr(conn, place, strike)
+        with pytest.raises(TimeoutError), pool.connection():
+            pass
+        with pool.connection(timeout=20) as other:
             assert other is not conn
+            other.send_command("PING")
+            assert other.read_response() == b"PONG"
 
 
 @pytest.mark.parametrize(
@@ -254,20 +283,23 @@ def test_a_caller_is_not_kept_waiting_by_many_such_connections(face: Face) -> No
         face.close_all()
 
 
-def test_a_listener_hears_of_one_loan_when_something_had_come(valkey: Valkey) -> None:
-    with Front(valkey, tls=False) as front, Pool(Redis(f"redis://localhost:{front.port}"), max_size=1) as pool:
+@pytest.mark.parametrize("kind", ["ConnectionPool", "BlockingConnectionPool"])
+def test_a_listener_hears_of_one_loan_when_something_had_come(face: Face, kind: str) -> None:
+    with Front(face.server, tls=False) as front:
+        pool = face.pool(kind, host="localhost", port=front.port, max_connections=1)
         heard: list[str] = []
-        with pool.connection() as conn:
-            pass
-        pool.listen(lambda event: heard.append(type(event).__name__))
+        conn = face.borrow(pool)
+        pool._lender.listen(lambda event: heard.append(type(event).__name__))
+        face.give_back(pool, conn)
         front.say(ANSWER)
-        wait_for(conn)
-        with pool.connection() as other:
-            assert other is not conn
+        wait_for(conn, face)
+        del conn
+        assert face.run(face.client(pool).echo("mine")) == b"mine"
         assert [name for name in heard if name in ("ConnectionLent", "ConnectionReturned")] == [
             "ConnectionLent",
             "ConnectionReturned",
         ]
+        face.close_all()
 
 
 def test_a_server_that_hung_up_is_noticed_by_the_look_before_the_watcher_tells(

@@ -112,6 +112,15 @@ def test_the_limit_of_opening_ends_with_it(face: Face) -> None:
     assert pool.stats().opens == 1
 
 
+def test_the_sockets_own_limit_is_in_force_after_opening_and_after_a_check(valkey: Valkey) -> None:
+    with millpond.Pool(Redis(valkey.url, socket_timeout=7.5), check_after=0) as pool:
+        for _ in range(3):
+            with pool.connection() as conn:
+                assert conn._sock is not None
+                assert conn._sock.gettimeout() == 7.5
+        assert pool.stats().checks == 2
+
+
 def test_each_caller_has_an_error_of_its_own(valkey: Valkey) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))

@@ -36,7 +36,7 @@ from redis.connection import parse_url
 from redis.maint_notifications import MaintNotificationsConfig
 from redis.retry import Retry
 
-from millpond.connectors._tally import Foreign, stray, tallied
+from millpond.connectors._tally import stray, tallied
 
 if TYPE_CHECKING:
     from redis.auth.token import TokenInterface
@@ -166,7 +166,7 @@ class Redis(_Inspection[Connection]):
 
     `source` is a URL as redis-py knows them (`redis://`, `rediss://`, `unix://`), or with `valkey://` or `valkeys://`,
     or a callable that returns a new connection, not yet connected; `target` tells people where that leads. The keyword
-    arguments are those of `redis.Connection`, and `connection_class`; what the URL says comes first.
+    arguments are those of `redis.Connection`; what the URL says comes first. `connection_class` wins over its scheme.
 
     What is lent is the raw connection: `send_command`, then `read_response`. It comes back clean if all replies have
     been read and the session is as it was. It is closed if an exchange was cut, if it subscribes, watches or monitors,
@@ -192,8 +192,7 @@ class Redis(_Inspection[Connection]):
         tally._deadline = monotonic() + timeout
         try:
             tally.connect()
-            if isinstance(tally._sock, socket.socket):
-                tally._sock.settimeout(tally.socket_timeout)
+            tally.limit(None)
             if tally._unread() or not self.silent(conn):
                 raise stray()
         except BaseException:
@@ -237,12 +236,10 @@ class Redis(_Inspection[Connection]):
     def ping(self, conn: Connection, timeout: float) -> None:
         """Do one round trip within `timeout` seconds, a PING, or an AUTH if there is a new token; raise if it fails."""
         tally: Any = conn
-        sock: socket.socket | None = tally._sock
         token = self.token
-        if sock is None and not isinstance(conn, Foreign):
+        if not tally.is_open():
             raise redis.ConnectionError("it was closed while it was idle")
-        if isinstance(sock, socket.socket):
-            sock.settimeout(timeout)
+        tally.limit(timeout)
         try:
             if token is None or token is tally._token:
                 tally.send_command("PING", check_health=False)
@@ -253,8 +250,7 @@ class Redis(_Inspection[Connection]):
                 tally.note_login(token)
         except redis.ResponseError:
             pass  # it has answered
-        if isinstance(sock, socket.socket):
-            sock.settimeout(tally.socket_timeout)
+        tally.limit(None)
         self.reset(conn, timeout)
 
     def reset(self, conn: Connection, timeout: float) -> None:
@@ -343,7 +339,7 @@ class AsyncRedis(_Inspection[AsyncConnection]):
         """Do one round trip within `timeout` seconds, a PING, or an AUTH if there is a new token; raise if it fails."""
         tally: Any = conn
         token = self.token
-        if tally._writer is None and not isinstance(conn, Foreign):
+        if not tally.is_open():
             raise redis.ConnectionError("it was closed while it was idle")
         async with asyncio.timeout(timeout):
             try:

@@ -17,7 +17,7 @@ from millpond.connectors._tally.record import Tally, stray
 from millpond.connectors._tally.tasks import AsyncTally
 from millpond.connectors._tally.threads import SyncTally
 
-__all__ = ["Foreign", "stray", "tallied"]
+__all__ = ["stray", "tallied"]
 
 _MADE: Final = "_millpond_tallied"
 """Where a class keeps the one that was made of it."""

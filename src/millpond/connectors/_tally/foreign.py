@@ -80,8 +80,18 @@ class Foreign:
         """Ask it, as redis-py's pools do, whether something can be read."""
         try:
             return not _ask(self, "can_read")
-        except Exception:
+        except Exception as error:
+            # It may be another library's. Only a bare TimeoutError is told from it: somebody's time limit.
+            if isinstance(error, OSError) and error.errno is None:
+                raise
             return False
+
+    def is_open(self) -> bool:
+        """It connects itself, if it is not."""
+        return True
+
+    def limit(self, seconds: float | None) -> None:
+        """Its limits are its own."""
 
 
 class AsyncForeign(Foreign):

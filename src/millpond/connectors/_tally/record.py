@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from asyncio.trsock import TransportSocket
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -12,7 +13,7 @@ from redis.connection import HiredisRespSerializer, PythonRespSerializer
 from millpond import _watcher
 from millpond.connectors._tally.commands import ASKING, ENDS, NEW, OPENS, SPARES, SPOILS, SPOILT, unpacked
 
-__all__ = ["PLAIN", "Tally", "stray"]
+__all__ = ["PLAIN", "Tally", "is_an_end", "stray"]
 
 MOST_NAMES: Final = 4096
 _harmless: Final[set[str | bytes]] = set()
@@ -149,8 +150,12 @@ class Tally:
                 self._known.clear()
             self._known.add(given)
 
-    def _hear(self, error: exceptions.ResponseError) -> None:
-        """Count a reply that is an error."""
+    def _hear(self, error: exceptions.RedisError) -> None:
+        """Count a reply that is an error, or note why there is none."""
+        if not isinstance(error, exceptions.ResponseError):
+            # Where a sentinel tells the address, redis-py closes a connection that is refused a write.
+            self.demoted = self.demoted or isinstance(error.__context__, exceptions.ReadOnlyError)
+            return
         self._answered += 1
         if self._answered == self._ending_at and not isinstance(error, exceptions.ExecAbortError):
             # What was to end has not ended.
@@ -159,19 +164,16 @@ class Tally:
             # A primary that was demoted goes on answering. Its name may lead elsewhere by now (go-redis does the same).
             self._session |= SPOILT
 
-    def _hear_of_loss(self, error: exceptions.ConnectionError) -> None:
-        """Note why the connection was lost."""
-        # Where a sentinel tells the address, redis-py closes a connection that is refused a write.
-        self.demoted = self.demoted or isinstance(error.__context__, exceptions.ReadOnlyError)
-
     def _takes_pushes(self) -> bool:
         """Whether the server may say something unasked."""
         return self.get_protocol() in (3, "3")
 
-    def _end(self, sock: socket.socket | None) -> None:
+    def _end(self, sock: object) -> None:
         """Note that the session ends, and tell the watcher that it is not the server who hangs up."""
         self._session |= SPOILT
-        descriptor = None if sock is None else _watcher.identify(sock.fileno())
+        # What somebody else has put in its place may give a number that is another connection's.
+        number = sock.fileno() if isinstance(sock, (socket.socket, TransportSocket)) else None
+        descriptor = _watcher.identify(number)
         if descriptor is not None:
             _watcher.forget(descriptor)
 
@@ -192,6 +194,11 @@ class Tally:
         """Note that the pool has authenticated the connection anew, while nobody else had it."""
         self._token = token
         self._session = 0
+
+
+def is_an_end(error: Exception) -> bool:
+    """Tell whether that is the end of a connection, and not somebody's time limit that struck while it was read."""
+    return isinstance(error, exceptions.RedisError) or (isinstance(error, OSError) and error.errno is not None)
 
 
 def stray() -> Exception:

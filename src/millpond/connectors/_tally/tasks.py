@@ -63,6 +63,10 @@ class AsyncTally(Tally):
         reader: Any = self._parser._reader
         return lambda: incoming or reader.has_data()
 
+    def is_open(self) -> bool:
+        """Tell whether there is a connection."""
+        return self._writer is not None
+
     def is_expected(self) -> bool:
         """Tell whether what has come is no more than a server may say unasked."""
         if self._writer is None:
@@ -113,11 +117,8 @@ class AsyncTally(Tally):
         """Read a reply."""
         try:
             response: object = await self._receive(*args, **kwargs)
-        except exceptions.ResponseError as error:
+        except exceptions.RedisError as error:
             self._hear(error)
-            raise
-        except exceptions.ConnectionError as error:
-            self._hear_of_loss(error)
             raise
         # What somebody gets who waits for push messages may be one, and None may say that the time is over.
         timed = response is None and (args[1] if len(args) > 1 else kwargs.get("timeout")) is not None

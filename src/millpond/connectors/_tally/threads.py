@@ -15,7 +15,7 @@ from redis._parsers import _HiredisParser
 from redis._parsers.base import _RESPBase
 
 from millpond import _watcher
-from millpond.connectors._tally.record import PLAIN, Tally, stray
+from millpond.connectors._tally.record import PLAIN, Tally, is_an_end, stray
 
 __all__ = ["SyncTally"]
 
@@ -50,14 +50,13 @@ class SyncTally(Tally):
         """Find the quickest ways to look at what has come."""
         self.__dict__.pop("_unread", None)
         self.__dict__.pop("_look", None)
-        sock: Any = self._sock
-        parser = self._parser
-        if not _is_socket(sock):
+        sock, parser = self._sock, self._parser
+        if not isinstance(sock, socket.socket):
             return  # it is somebody's own; what there is to see, its connection tells
         with suppress(AttributeError, ValueError):  # another thread has closed it meanwhile
-            if isinstance(self._parser, _HiredisParser):
+            if self._has(_HiredisParser):
                 self._unread = parser._reader.has_data
-            elif isinstance(self._parser, _RESPBase):
+            elif self._has(_RESPBase):
                 self._unread = parser._buffer.unread_bytes
             if not _watcher.unavailable():  # under gevent, a poll is no quick look
                 look = select.poll()
@@ -72,40 +71,53 @@ class SyncTally(Tally):
         def _look(self, timeout: int) -> object:
             return True
 
+    def _has(self, parser: type) -> bool:
+        """Whether its parser is of that class. What the parser has at the moment, another thread may take away."""
+        return isinstance(self._parser, parser)
+
     def _can_read(self) -> bool:
-        """Ask redis-py's way; raise nothing."""
+        """Ask redis-py's way."""
         try:
             return bool(super().can_read(0))  # type: ignore[misc]
-        except (exceptions.RedisError, OSError):
+        except Exception as error:
+            if not is_an_end(error):
+                raise
             return True
 
     def is_expected(self) -> bool:
         """Tell whether what has come is no more than a server may say unasked."""
-        sock = self._sock
+        sock: object = self._sock
         if sock is None:
             return True  # redis-py connects anew
-        if not _is_socket(sock):
-            return not self._unread()
-        pushes = self._takes_pushes()
-        if not pushes and not isinstance(sock, ssl.SSLSocket):
-            return False
-        # A record of TLS may have nothing in it for redis-py: a session ticket, a new key.
         try:
-            self._take_in(pushes)
-        except (exceptions.RedisError, OSError) as error:
-            if isinstance(error, OSError) and error.errno is None:
-                raise  # somebody's time limit
+            if isinstance(sock, socket.socket):
+                # It may be nothing: a record of TLS (a session ticket, a new key), or no more than a look without poll.
+                self._take_in()
+            return not self._unread()
+        except Exception as error:
+            # What the parser had, another thread may have taken away.
+            closed = isinstance(error, AttributeError) and self._sock is not sock
+            if not (closed or is_an_end(error)):
+                raise
             return False
-        return not self._unread()
 
-    def _take_in(self, pushes: bool) -> None:
+    def _take_in(self) -> None:
         """Read what has come, and hand on the push messages."""
-        parser = self._parser
-        hiredis = isinstance(self._parser, _HiredisParser)
+        parser, pushes = self._parser, self._takes_pushes()
+        hiredis = self._has(_HiredisParser)
         while parser.read_from_socket(timeout=0, raise_on_timeout=False) if hiredis else parser.can_read(0):
             if not pushes:
                 break
             self.hand_on_pushes()
+
+    def is_open(self) -> bool:
+        """Tell whether there is a socket."""
+        return self._sock is not None
+
+    def limit(self, seconds: float | None) -> None:
+        """Have the socket wait no longer than that; None is its own limit."""
+        if isinstance(self._sock, socket.socket):
+            self._sock.settimeout(self.socket_timeout if seconds is None else seconds)
 
     def send_command(self, *args: object, **kwargs: object) -> None:
         """Pack a command and send it."""
@@ -131,11 +143,8 @@ class SyncTally(Tally):
                 self._answered += 1
                 return response
             response = self._receive(*args, **kwargs)
-        except exceptions.ResponseError as error:
+        except exceptions.RedisError as error:
             self._hear(error)
-            raise
-        except exceptions.ConnectionError as error:
-            self._hear_of_loss(error)
             raise
         # What somebody gets who waits for push messages may be one.
         if not kwargs.get("push_request"):
@@ -151,12 +160,12 @@ class SyncTally(Tally):
         """Give the push messages that have been read to their handlers; raise if something else was read."""
         parser = self._parser
         while self._unread():
-            if isinstance(self._parser, _HiredisParser):
+            if self._has(_HiredisParser):
                 message = parser._reader.gets()
                 if not isinstance(message, parser._hiredis_PushNotificationType or ()):
                     raise stray()
                 parser.handle_push_response(message)
-            elif not isinstance(self._parser, _RESPBase):
+            elif not self._has(_RESPBase):
                 raise stray()
             else:
                 buffer = parser._buffer._buffer
@@ -187,11 +196,6 @@ class SyncTally(Tally):
             return super()._connect()  # type: ignore[misc]
         finally:
             self.socket_connect_timeout, self.socket_timeout = own
-
-
-def _is_socket(sock: object) -> bool:
-    """Whether that is a socket of Python's, and not what somebody else has put in its place."""
-    return isinstance(sock, socket.socket)
 
 
 def _look_at_tls(sock: ssl.SSLSocket, poll: Callable[[int], object]) -> Callable[[int], object]:
