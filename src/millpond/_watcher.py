@@ -4,21 +4,41 @@ One thread for the process waits on an epoll in which every open connection is r
 hang-up only. Ordinary data wakes nobody. When a server closes or resets a connection, its pool is told, lent or idle.
 What goes silently (a firewall's forgotten entry, a dead host) raises no event; that is left to checks.
 
-It works where the system has epoll. It does not work in a gevent-patched program, whose patched `select` has no epoll
-and whose threads share one real thread; nor on systems without epoll. There `check_after` and `keepalive` find what
-the watcher would have, a little later.
+It works where the system has epoll. It does not work in a program that gevent or eventlet has patched, whose `select`
+has no epoll and whose threads share one real thread; nor on systems without epoll. There `check_after` and `keepalive`
+find what the watcher would have, a little later.
 """
 
 from __future__ import annotations
 
 import os
 import select
+import socket
 import threading
 import weakref
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
-__all__ = ["Descriptor", "Watched", "forget", "identify", "report", "unavailable", "watch"]
+__all__ = [
+    "HANG_UP",
+    "READABLE",
+    "WRITABLE",
+    "Descriptor",
+    "Watched",
+    "forget",
+    "hung_up",
+    "identify",
+    "look_at",
+    "readable",
+    "report",
+    "unavailable",
+    "watch",
+]
+
+READABLE: Final[int] = getattr(select, "POLLIN", 0x1)
+WRITABLE: Final[int] = getattr(select, "POLLOUT", 0x4)
+HANG_UP: Final[int] = getattr(select, "EPOLLRDHUP", 0x2000)
 
 
 class Descriptor(NamedTuple):
@@ -101,20 +121,55 @@ class _Watcher:
 
 _watcher: _Watcher | None = None
 _starting = threading.Lock()
-HANG_UP: Final = getattr(select, "EPOLLRDHUP", 0x2000)
+
+
+def look_at(descriptor: Any, event: int) -> Callable[[float | None], object]:  # noqa: ANN401
+    """Return a look at a socket, or at its descriptor: it tells, true or false, whether it shows an event.
+
+    It takes the milliseconds to wait for it; None is as long as it takes. Raises `ValueError` if it is closed.
+    """
+    if hasattr(select, "poll"):
+        poll = select.poll()
+        poll.register(descriptor, event)
+        return poll.poll
+    # eventlet takes `poll` away, and some systems have none.
+    number = descriptor if isinstance(descriptor, int) else descriptor.fileno()
+    if number < 0:
+        raise ValueError("it is closed")
+    return lambda timeout: _select(number, event, None if timeout is None else timeout / 1000)
+
+
+def _select(number: int, event: int, timeout: float | None) -> bool:
+    wanted = [number]
+    reading, writing, failing = select.select(
+        [] if event == WRITABLE else wanted, wanted if event == WRITABLE else [], wanted, timeout
+    )
+    if event != HANG_UP or not reading:
+        return bool(reading or writing or failing)
+    # A hang-up behind unread data does not show.
+    with socket.socket(fileno=os.dup(number)) as twin:
+        try:
+            return not twin.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
+
+def readable(descriptor: Any) -> bool:  # noqa: ANN401
+    """Whether something, be it a hang-up, waits to be read from a socket."""
+    return bool(look_at(descriptor, READABLE)(0))
 
 
 def hung_up(number: int, timeout: float = 0.0) -> bool:
     """Whether the peer of a socket has hung up, or does so within `timeout` seconds."""
-    poll = select.poll()
-    poll.register(number, HANG_UP)
-    return bool(poll.poll(timeout * 1000))
+    return bool(look_at(number, HANG_UP)(timeout * 1000))
 
 
 def unavailable() -> str | None:
     """Return why there is no watcher here, or None if there is one."""
     if not hasattr(select, "epoll"):
-        return "the select module has no epoll: this is not Linux, or gevent has patched it"
+        return "the select module has no epoll: this is not Linux, or gevent or eventlet has patched it"
     return None
 
 

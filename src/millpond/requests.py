@@ -11,7 +11,8 @@ The session stays requests' own; what keeps its connections is `millpond.urllib3
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+import logging
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypedDict, Unpack
 
 from millpond._extras import extra
 from millpond.budget import Budget
@@ -19,15 +20,23 @@ from millpond.urllib3 import MAX_IDLE, MAX_LIFETIME, Options, PoolManager, Proxy
 
 with extra("requests"):
     import requests
+    import urllib3
     from requests import adapters
     from requests.utils import get_auth_from_url
     from urllib3.exceptions import EmptyPoolError
 
 if TYPE_CHECKING:
-    import urllib3
     from urllib3 import Retry
 
 __all__ = ["HTTPAdapter", "install"]
+
+log: Final = logging.getLogger("millpond")
+
+_ATTRIBUTES: Final = {*adapters.HTTPAdapter.__attrs__, "proxy_manager", "poolmanager", "_pools"}
+"""What an adapter has that nobody has added anything to."""
+_NO_RETRIES: Final = adapters.HTTPAdapter().max_retries
+_OF_A_PROXY: Final = {"maxsize", "block", "_proxy", "_proxy_headers", "_proxy_config", "_socks_options"}
+"""What requests gives a pool manager that it makes for a proxy."""
 
 
 class AdapterOptions(TypedDict, total=False):
@@ -72,6 +81,12 @@ class HTTPAdapter(adapters.HTTPAdapter):
     ) -> None:
         self._pools = Options(pool_timeout=pool_timeout, max_idle=max_idle, max_lifetime=max_lifetime, budget=budget)
         super().__init__(pool_connections, pool_maxsize, max_retries, pool_block)
+        if not isinstance(self.poolmanager, (PoolManager, ProxyManager)):
+            log.warning(
+                "%s.%s makes a pool manager of urllib3's own: its init_poolmanager() does not call millpond's",
+                type(self).__module__,
+                type(self).__qualname__,
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         budget = self._pools["budget"]
@@ -134,15 +149,87 @@ class HTTPAdapter(adapters.HTTPAdapter):
             raise requests.ConnectTimeout(error, request=request) from error
 
 
-def install(session: requests.Session, **options: Unpack[AdapterOptions]) -> None:
-    """Have a session use millpond's pools: mounts one `HTTPAdapter` for http:// and https://.
+class _Told(NamedTuple):
+    """What an adapter was told, as far as another one can be told the same."""
 
-    The options are those of `HTTPAdapter`. What was mounted for these is closed; responses that are being read go on.
-    Adapters for longer prefixes stay.
+    options: AdapterOptions
+    manager: dict[str, Any]
+    """Arguments of its pool manager, beyond those that the options are for."""
+    kinds: tuple[Any, Any] | None
+    """The classes of its pools and how they are told apart, by scheme."""
+
+    def adapter(self, options: AdapterOptions) -> HTTPAdapter:
+        """Make one of millpond's, told the same unless the options say otherwise."""
+        told: AdapterOptions = {**self.options, **options}
+        adapter = HTTPAdapter(**told)
+        if self.manager:
+            size = adapter._pool_connections, adapter._pool_maxsize, adapter._pool_block
+            adapter.init_poolmanager(*size, **self.manager)
+        if self.kinds is not None:
+            adapter.poolmanager.pool_classes_by_scheme, adapter.poolmanager.key_fn_by_scheme = self.kinds
+        return adapter
+
+
+def _told(prefix: str, former: Any) -> _Told:  # noqa: ANN401
+    """Find out what an adapter was told; raise `TypeError` if it cannot be known."""
+    if former is None:
+        return _Told({}, {}, None)
+    kind = type(former)
+    if kind not in (adapters.HTTPAdapter, HTTPAdapter):
+        raise _refusal(prefix, former, "it is of another class than requests' own adapters")
+    own = sorted(vars(former).keys() - _ATTRIBUTES)
+    if own:
+        raise _refusal(prefix, former, f"it has attributes of its own: {', '.join(own)}")
+    manager = former.poolmanager
+    if type(manager) not in (urllib3.PoolManager, PoolManager):
+        raise _refusal(prefix, former, "its pool manager is of another class than requests gives it")
+    if any(proxied.connection_pool_kw.keys() - _OF_A_PROXY for proxied in former.proxy_manager.values()):
+        raise _refusal(prefix, former, "a proxy manager of its own was put into it")
+    options: AdapterOptions = {
+        "pool_connections": former._pool_connections,
+        "pool_maxsize": former._pool_maxsize,
+        "pool_block": former._pool_block,
+    }
+    if isinstance(former, HTTPAdapter):
+        options = {**options, **former._pools}
+    if vars(former.max_retries) != vars(_NO_RETRIES):  # which each adapter has made for itself
+        options["max_retries"] = former.max_retries
+    given = {name: value for name, value in manager.connection_pool_kw.items() if name not in ("maxsize", "block")}
+    if manager.headers:
+        given["headers"] = manager.headers
+    return _Told(options, given, (manager.pool_classes_by_scheme, manager.key_fn_by_scheme))
+
+
+def _refusal(prefix: str, former: object, reason: str) -> TypeError:
+    name = f"{type(former).__module__}.{type(former).__qualname__}"
+    return TypeError(
+        f"{prefix} has a {name} mounted, and install() cannot keep what it does: {reason}. Derive its class from "
+        "millpond.requests.HTTPAdapter and mount that; or, to do without it, mount requests' own HTTPAdapter first"
+    )
+
+
+def install(session: requests.Session, **options: Unpack[AdapterOptions]) -> None:
+    """Have a session use millpond's pools: mounts an `HTTPAdapter` for http:// and https://.
+
+    The options are those of `HTTPAdapter`. What is not given stays as the adapters that are mounted were told: retries,
+    sizes, and whatever their pool managers were given (a TLS context, a pinned certificate, a source address). They are
+    closed; responses that are being read go on. If both were told the same, one adapter serves both.
+
+    Raises `TypeError`, and changes nothing, if an adapter of another class is mounted there, whose doing it cannot
+    keep. One whose class derives from `HTTPAdapter` stays, and takes no options. Adapters for longer prefixes stay.
     """
-    adapter = HTTPAdapter(**options)
-    for scheme in ("https://", "http://"):
-        former = session.adapters.get(scheme)
-        session.mount(scheme, adapter)
+    formers = {prefix: session.adapters.get(prefix) for prefix in ("https://", "http://")}
+    told: dict[str, _Told] = {}
+    for prefix, former in formers.items():
+        if isinstance(former, HTTPAdapter) and type(former) is not HTTPAdapter and not options:
+            continue
+        told[prefix] = _told(prefix, former)
+    made: list[HTTPAdapter] = []
+    for what in told.values():
+        same = [adapter for adapter, other in zip(made, told.values(), strict=False) if what == other]
+        made.append(same[0] if same else what.adapter(options))
+    for prefix, adapter in zip(told, made, strict=True):
+        former = formers[prefix]
+        session.mount(prefix, adapter)
         if former is not None:
             former.close()

@@ -138,7 +138,7 @@ def test_errors_are_requests_own(session: requests.Session, server: Server) -> N
     server.answer = echo
     assert session.get(f"{server.url}/well").text == "/well"
     with pytest.raises(ValueError, match="pool_timeout goes with block=True"):
-        install(session, pool_timeout=1)
+        install(session, pool_block=False, pool_timeout=1)
 
 
 def test_tls_is_verified(session: requests.Session, certificate: ssl.SSLContext, authority: trustme.CA) -> None:

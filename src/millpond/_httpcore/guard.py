@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
-import select
 import ssl
 import threading
 from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from millpond import _watcher
 
 if TYPE_CHECKING:
     from millpond._httpcore.link import Link
@@ -98,7 +99,7 @@ class GuardedStream:
         """As httpcore's."""
         core = self._core
         return self._try(
-            lambda: bytes(self._sock.recv(max_bytes)), select.POLLIN, timeout, core.ReadTimeout, core.ReadError
+            lambda: bytes(self._sock.recv(max_bytes)), _watcher.READABLE, timeout, core.ReadTimeout, core.ReadError
         )
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
@@ -110,7 +111,7 @@ class GuardedStream:
             return int(self._sock.send(rest))
 
         while rest:
-            rest = rest[self._try(send, select.POLLOUT, timeout, core.WriteTimeout, core.WriteError) :]
+            rest = rest[self._try(send, _watcher.WRITABLE, timeout, core.WriteTimeout, core.WriteError) :]
 
     def close(self) -> None:
         """As httpcore's."""
@@ -134,17 +135,16 @@ class GuardedStream:
                 with self._turn:
                     return attempt()
             except ssl.SSLWantReadError:
-                event = select.POLLIN
+                event = _watcher.READABLE
             except ssl.SSLWantWriteError:
-                event = select.POLLOUT
+                event = _watcher.WRITABLE
             except BlockingIOError:
                 pass
             except OSError as error:
                 raise failed(error) from error
-            look = select.poll()
             try:
-                look.register(self._sock, event)
+                look = _watcher.look_at(self._sock, event)
             except ValueError as error:
                 raise failed("the connection is closed") from error
-            if not look.poll(None if deadline is None else max(0.0, deadline - monotonic()) * 1000):
+            if not look(None if deadline is None else max(0.0, deadline - monotonic()) * 1000):
                 raise late("timed out")

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-import select
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from copy import copy
 from time import monotonic
-from typing import Any, Final
+from typing import Any
 
+from millpond import _watcher
 from millpond._httpcore.wire import AsyncWire, Wire
 from millpond.connector import Condition
 
 __all__ = ["AsyncLinks", "Link", "Links"]
-
-HANG_UP: Final = getattr(select, "POLLRDHUP", 0x2000)
 
 
 class Link:
@@ -61,7 +60,7 @@ class Link:
         """Whether it has come to its end in good order."""
         self.expires = math.inf
         """When it will have been idle for too long."""
-        self._look: select.poll | None = None
+        self._look: Callable[[float | None], object] | None = None
         self.shared = False
         """Whether it is on loan to any number of requests at once; the rest is for those that are."""
         self.seats = 0
@@ -88,9 +87,8 @@ class Link:
         self.inner = inner
         self.multiplexed = hasattr(inner, "_h2_state")
         self.direct = not self.multiplexed and inner.can_handle_request(origin)
-        self._look = select.poll()
         # An idle peer that speaks HTTP/2 may send what it likes; one that speaks HTTP/1.1 has nothing to say.
-        self._look.register(self.fileno(), HANG_UP if self.multiplexed else select.POLLIN)
+        self._look = _watcher.look_at(self.fileno(), _watcher.HANG_UP if self.multiplexed else _watcher.READABLE)
         return True
 
     def prove(self) -> None:
@@ -113,7 +111,7 @@ class Link:
 
     def silent(self) -> bool:
         """Tell whether the peer has neither hung up nor said what nobody asked for."""
-        return self._look is None or self.spent or (not self._look.poll(0) and self.wire.silent(self.multiplexed))
+        return self._look is None or self.spent or (not self._look(0) and self.wire.silent(self.multiplexed))
 
     def __del__(self) -> None:
         # `__init__` may have been interrupted. (test: an_exception_at_any_place_of_httpcores_code_or_millponds)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import inspect
-import select
 from asyncio import isfuture
 from collections.abc import Awaitable, Callable
 from typing import Any, Literal
@@ -126,9 +125,7 @@ class Asyncpg:
         descriptor = self.descriptor(conn)
         if descriptor is None:
             return False
-        look = select.poll()
-        look.register(descriptor, select.POLLIN)
-        return not look.poll(0)
+        return not _watcher.readable(descriptor)
 
     def descriptor(self, conn: asyncpg.Connection) -> int | None:
         """Return the socket's descriptor, or None once the connection is closed."""

@@ -7,12 +7,12 @@ import errno
 import functools
 import inspect
 import os
-import select
 import socket
 import stat
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
+from millpond import _watcher
 from millpond.connector import Condition
 
 if TYPE_CHECKING:
@@ -61,9 +61,7 @@ class _Inspection(Generic[C]):
         descriptor = self.descriptor(conn)
         if descriptor is None:
             return True
-        look = select.poll()
-        look.register(descriptor, select.POLLIN)
-        return not look.poll(0)
+        return not _watcher.readable(descriptor)
 
     def descriptor(self, conn: object) -> int | None:
         """Return `conn.fileno()` if there is one, it works, and it is a socket's; else None."""

@@ -23,7 +23,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
-import select
 from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping, Sequence
 from operator import attrgetter
 from time import monotonic
@@ -240,9 +239,7 @@ class _Inspection(Generic[C]):
             return False
         # Only the socket can hold something: libpq drains the TLS layer whenever it reads, and has read up to
         # ReadyForQuery. What it may have parsed beyond that is a notification.
-        look = select.poll()
-        look.register(pgconn.socket, select.POLLIN)
-        return not look.poll(0) and pgconn.notifies() is None
+        return not _watcher.readable(pgconn.socket) and pgconn.notifies() is None
 
     def descriptor(self, conn: C) -> int | None:
         """Return libpq's socket, or None once the connection is closed."""

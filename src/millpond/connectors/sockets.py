@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import select
 import socket
 import ssl
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from millpond import _watcher
 from millpond.connector import Condition
 from millpond.connectors.factory import begin, cut, cut_number
 from millpond.connectors.urls import place
@@ -17,12 +17,6 @@ if TYPE_CHECKING:
     from anyio.abc import ByteStream
 
 __all__ = ["AsyncSocket", "Socket"]
-
-
-def _readable(descriptor: int) -> bool:
-    look = select.poll()
-    look.register(descriptor, select.POLLIN)
-    return bool(look.poll(0))
 
 
 def _context(tls: bool, context: ssl.SSLContext | None) -> ssl.SSLContext | None:
@@ -108,10 +102,10 @@ class Socket:
         if conn.fileno() < 0:
             return False
         if not isinstance(conn, ssl.SSLSocket):
-            return not _readable(conn.fileno())
+            return not _watcher.readable(conn.fileno())
         if conn.pending():
             return False
-        if not _readable(conn.fileno()):
+        if not _watcher.readable(conn.fileno()):
             return True
         # It may be no more than a session ticket, which TLS 1.3 sends unasked.
         limit = conn.gettimeout()
@@ -242,18 +236,18 @@ class AsyncSocket:
         # On asyncio a stream takes in more than was asked for; on trio there is no such queue.
         received = getattr(getattr(_carrier(conn), "_protocol", None), "read_queue", None)
         if not isinstance(conn, TLSStream):
-            return not received and not _readable(descriptor)
+            return not received and not _watcher.readable(descriptor)
         # TLS 1.3 sends session tickets unasked, so what has come must be decrypted to be told from an answer.
         try:
             while received:
                 conn._read_bio.write(received.popleft())
-            if _readable(descriptor):
+            if _watcher.readable(descriptor):
                 conn._read_bio.write(os.read(descriptor, 65536))
             if not conn._read_bio.pending and not conn._ssl_object.pending():
-                return not _readable(descriptor)
+                return not _watcher.readable(descriptor)
             conn._ssl_object.read(1)
         except ssl.SSLWantReadError:
-            return not _readable(descriptor)
+            return not _watcher.readable(descriptor)
         except OSError:
             pass
         cut_number(descriptor)  # a byte is missing from now on

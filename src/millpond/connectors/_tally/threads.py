@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import select
 import socket
 import ssl
 from collections.abc import Callable, Iterable
@@ -59,9 +58,8 @@ class SyncTally(Tally):
             elif self._has(_RESPBase):
                 self._unread = parser._buffer.unread_bytes
             if not _watcher.unavailable():  # under gevent, a poll is no quick look
-                look = select.poll()
-                look.register(sock, select.POLLIN)
-                self._look = _look_at_tls(sock, look.poll) if isinstance(sock, ssl.SSLSocket) else look.poll
+                look = _watcher.look_at(sock, _watcher.READABLE)
+                self._look = _look_at_tls(sock, look) if isinstance(sock, ssl.SSLSocket) else look
 
     if not TYPE_CHECKING:
 
