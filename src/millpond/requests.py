@@ -12,7 +12,7 @@ The session stays requests' own; what keeps its connections is `millpond.urllib3
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypedDict, Unpack
+from typing import Any, Final, NamedTuple, TypedDict, Unpack
 
 from millpond._extras import extra
 from millpond.budget import Budget
@@ -23,20 +23,15 @@ with extra("requests"):
     import urllib3
     from requests import adapters
     from requests.utils import get_auth_from_url
-    from urllib3.exceptions import EmptyPoolError
-
-if TYPE_CHECKING:
     from urllib3 import Retry
+    from urllib3.exceptions import EmptyPoolError
 
 __all__ = ["HTTPAdapter", "install"]
 
 log: Final = logging.getLogger("millpond")
 
-_ATTRIBUTES: Final = {*adapters.HTTPAdapter.__attrs__, "proxy_manager", "poolmanager", "_pools"}
-"""What an adapter has that nobody has added anything to."""
-_NO_RETRIES: Final = adapters.HTTPAdapter().max_retries
-_OF_A_PROXY: Final = {"maxsize", "block", "_proxy", "_proxy_headers", "_proxy_config", "_socks_options"}
-"""What requests gives a pool manager that it makes for a proxy."""
+_SIZES: Final = ("maxsize", "block")
+"""What requests gives a pool manager of the adapter's own arguments."""
 
 
 class AdapterOptions(TypedDict, total=False):
@@ -177,27 +172,41 @@ def _told(prefix: str, former: Any) -> _Told:  # noqa: ANN401
     kind = type(former)
     if kind not in (adapters.HTTPAdapter, HTTPAdapter):
         raise _refusal(prefix, former, "it is of another class than requests' own adapters")
-    own = sorted(vars(former).keys() - _ATTRIBUTES)
-    if own:
-        raise _refusal(prefix, former, f"it has attributes of its own: {', '.join(own)}")
-    manager = former.poolmanager
-    if type(manager) not in (urllib3.PoolManager, PoolManager):
-        raise _refusal(prefix, former, "its pool manager is of another class than requests gives it")
-    if any(proxied.connection_pool_kw.keys() - _OF_A_PROXY for proxied in former.proxy_manager.values()):
-        raise _refusal(prefix, former, "a proxy manager of its own was put into it")
+    sizes = former._pool_connections, former._pool_maxsize, adapters.DEFAULT_RETRIES, former._pool_block
+    pools: Any = former._pools if kind is HTTPAdapter else {}
+    twin = kind(*sizes, **pools)
     options: AdapterOptions = {
         "pool_connections": former._pool_connections,
         "pool_maxsize": former._pool_maxsize,
         "pool_block": former._pool_block,
     }
-    if isinstance(former, HTTPAdapter):
-        options = {**options, **former._pools}
-    if vars(former.max_retries) != vars(_NO_RETRIES):  # which each adapter has made for itself
+    options.update(pools)
+    own = sorted(vars(former).keys() - vars(twin).keys())
+    if own:
+        raise _refusal(prefix, former, f"it has attributes of its own: {', '.join(own)}")
+    manager = former.poolmanager
+    if _nature(manager) != _nature(twin.poolmanager):
+        raise _refusal(prefix, former, "its pool manager is not the one that requests has made for it")
+    if any(_all_of(proxied) != _all_of(twin.proxy_manager_for(url)) for url, proxied in former.proxy_manager.items()):
+        raise _refusal(prefix, former, "one of its proxy managers is not as requests has made it")
+    if type(former.max_retries) is not Retry or vars(former.max_retries) != vars(twin.max_retries):
         options["max_retries"] = former.max_retries
-    given = {name: value for name, value in manager.connection_pool_kw.items() if name not in ("maxsize", "block")}
+    given = {name: value for name, value in manager.connection_pool_kw.items() if name not in _SIZES}
     if manager.headers:
         given["headers"] = manager.headers
     return _Told(options, given, (manager.pool_classes_by_scheme, manager.key_fn_by_scheme))
+
+
+def _nature(manager: Any) -> tuple[Any, ...]:  # noqa: ANN401
+    """Say what of a pool manager cannot be handed on to another one."""
+    sizes = {name: manager.connection_pool_kw.get(name) for name in _SIZES}
+    return type(manager), vars(manager).keys(), manager.pools._maxsize, sizes, getattr(manager, "_options", None)
+
+
+def _all_of(manager: Any) -> tuple[Any, ...]:  # noqa: ANN401
+    """Say all that a pool manager was told."""
+    told = manager.connection_pool_kw, manager.headers, getattr(manager, "proxy_headers", None)
+    return _nature(manager), *told, manager.pool_classes_by_scheme
 
 
 def _refusal(prefix: str, former: object, reason: str) -> TypeError:
@@ -211,25 +220,29 @@ def _refusal(prefix: str, former: object, reason: str) -> TypeError:
 def install(session: requests.Session, **options: Unpack[AdapterOptions]) -> None:
     """Have a session use millpond's pools: mounts an `HTTPAdapter` for http:// and https://.
 
-    The options are those of `HTTPAdapter`. What is not given stays as the adapters that are mounted were told: retries,
+    The options are those of `HTTPAdapter`. What is not given stays as the adapters that serve these were told: retries,
     sizes, and whatever their pool managers were given (a TLS context, a pinned certificate, a source address). They are
     closed; responses that are being read go on. If both were told the same, one adapter serves both.
 
-    Raises `TypeError`, and changes nothing, if an adapter of another class is mounted there, whose doing it cannot
-    keep. One whose class derives from `HTTPAdapter` stays, and takes no options. Adapters for longer prefixes stay.
+    Raises `TypeError`, and changes nothing, if an adapter of another class serves there, or one whose managers were
+    exchanged: its doing cannot be kept. One whose class derives from `HTTPAdapter` stays, and takes no options.
+    Adapters for longer prefixes stay. What was set on a single pool of a manager is not seen, and ends with that pool.
     """
-    formers = {prefix: session.adapters.get(prefix) for prefix in ("https://", "http://")}
+    formers: dict[str, Any] = {}
     told: dict[str, _Told] = {}
-    for prefix, former in formers.items():
-        if isinstance(former, HTTPAdapter) and type(former) is not HTTPAdapter and not options:
-            continue
-        told[prefix] = _told(prefix, former)
+    for prefix in ("https://", "http://"):
+        # The longest come first. An adapter for a shorter prefix would be passed by from now on.
+        serving = (adapter for start, adapter in session.adapters.items() if prefix.startswith(start.lower()))
+        former = formers[prefix] = next(serving, None)
+        if options or type(former) is HTTPAdapter or not isinstance(former, HTTPAdapter):
+            told[prefix] = _told(prefix, former)
     made: list[HTTPAdapter] = []
     for what in told.values():
         same = [adapter for adapter, other in zip(made, told.values(), strict=False) if what == other]
         made.append(same[0] if same else what.adapter(options))
     for prefix, adapter in zip(told, made, strict=True):
-        former = formers[prefix]
         session.mount(prefix, adapter)
-        if former is not None:
+    for prefix in told:
+        former = formers[prefix]
+        if former is not None and former not in session.adapters.values():
             former.close()

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from ..urllib3.conftest import authority, certificate
+from ..urllib3.conftest import authority, certificate, server
 
-__all__ = ["authority", "certificate"]
+__all__ = ["authority", "certificate", "server"]

@@ -25,12 +25,6 @@ from ..urllib3.servers import Request, Server, SocksServer, Wire, echo, plain, t
 
 
 @pytest.fixture
-def server() -> Iterator[Server]:
-    with Server() as server:
-        yield server
-
-
-@pytest.fixture
 def session() -> Iterator[requests.Session]:
     with requests.Session() as session:
         session.trust_env = False

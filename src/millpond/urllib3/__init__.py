@@ -29,12 +29,14 @@ with extra("urllib3"):
 
 from millpond.budget import Budget
 from millpond.connectors._derived import derived
-from millpond.errors import ConnectFailed, PoolClosed, PoolTimeout
-from millpond.urllib3._connections import LentConnection
+from millpond.errors import ConnectFailed, Misuse, PoolClosed, PoolTimeout
+from millpond.urllib3._connections import LentConnection, disconnect, is_usable, lie_down, part
 from millpond.urllib3._lending import Connector, Lender
 
 if TYPE_CHECKING:
     from urllib3._base_connection import BaseHTTPConnection
+
+    from millpond._core.lease import Lease
 
 __all__ = ["HTTPConnectionPool", "HTTPSConnectionPool", "PoolManager", "ProxyManager"]
 
@@ -141,10 +143,13 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
         while True:
             conn = self._borrow(timeout)
             try:
-                if conn.kind is self.ConnectionCls:
-                    if conn.sock is not None and not conn.usable:
+                usage = conn._millpond
+                if usage.kind is self.ConnectionCls:
+                    if conn.sock is not None and not is_usable(conn):
                         log.debug("Resetting dropped connection: %s", self.host)
-                        conn.disconnect()
+                        disconnect(conn)
+                    usage.answered = False
+                    usage.held = conn.loan
                     return cast("BaseHTTPConnection", conn)
             except BaseException:
                 # The exception keeps this frame.
@@ -177,9 +182,17 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
 
     def _put_conn(self, conn: BaseHTTPConnection | None) -> None:
         # None is what `urlopen` gives for one that it has closed, and that has given its place back itself.
-        if isinstance(conn, LentConnection) and (loan := conn.loan) is not None:
+        if isinstance(conn, LentConnection) and conn.loan is not None:
+            # At once, for two threads may give it back: one that reads to the end, and one that has read enough.
+            loan = vars(conn._millpond).pop("held", None)
+            if loan is None:
+                return
             try:
-                self._take_back(conn, cast("Lender", loan._pool))
+                self._take_back(conn, loan)
+            except Misuse:
+                if conn.loan is loan:
+                    raise
+                # Another thread has closed it meanwhile, which ends the loan as well.
             except BaseException:
                 # The exception keeps this frame, and `urlopen`'s. But the connection may be another's already.
                 if conn.loan is loan:
@@ -188,16 +201,19 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
         elif conn is not None:
             conn.close()
 
-    def _take_back(self, conn: LentConnection, lender: Lender) -> None:
-        response = conn.response()
+    def _take_back(self, conn: LentConnection, loan: Lease[LentConnection]) -> None:
+        lender = cast("Lender", loan._pool)
+        usage = conn._millpond
+        response = usage.response()
         if response is not None:
             if response._connection is None and not response.isclosed():
                 # `urlopen(preload_content=False, release_conn=True)`: it may yet be read.
-                response._connection = conn
+                usage.held = loan
+                response._pool, response._connection = self, conn
                 return
-            conn.part(response)
-        conn.lie_down()
-        if conn.sock is not conn.noted:
+            part(conn, response)
+        lie_down(conn)
+        if conn.sock is not usage.noted:
             lender.note(conn)
         size = 0 if self.block else lender.unlent
         if size >= self._kept:
@@ -247,23 +263,27 @@ class _Managed(urllib3.PoolManager):
         """Note what the pools are to be given besides what urllib3's are."""
         _expect_waiting(options["pool_timeout"], self.connection_pool_kw.get("block", False), options["budget"])
         self._options = options
+        # urllib3's managers share the dictionary until somebody sets another one.
+        self.pool_classes_by_scheme = dict(self.pool_classes_by_scheme)
 
     def _new_pool(
         self, scheme: str, host: str, port: int, request_context: dict[str, Any] | None = None
     ) -> urllib3.HTTPConnectionPool:
-        kinds: Mapping[str, Any] = self.pool_classes_by_scheme
+        kinds: Any = self.pool_classes_by_scheme
         # Now, for they may have been set after the manager was made.
         kind = kinds[scheme]
         lending = _lending(kind)
         if lending is None:
             self._expect_no_options(scheme)
             return super()._new_pool(scheme, host, port, request_context)
-        if lending is not kind:
-            self.pool_classes_by_scheme = {**kinds, scheme: lending}
         context = self.connection_pool_kw if request_context is None else request_context
         said = lending.keywords if isinstance(lending, partial) else {}
         options = {name: value for name, value in self._options.items() if name not in said}
-        return super()._new_pool(scheme, host, port, {**context, **options})
+        try:
+            self.pool_classes_by_scheme = {scheme: lending}  # pyright: ignore[reportAttributeAccessIssue]
+            return super()._new_pool(scheme, host, port, {**context, **options})
+        finally:
+            self.pool_classes_by_scheme = kinds
 
     def _expect_no_options(self, scheme: str) -> None:
         given = [name for name, value in self._options.items() if value != DEFAULTS.get(name)]
@@ -350,6 +370,8 @@ def through_socks(proxy_url: str, options: Options, **manager_kw: Any) -> urllib
     """Make a manager of pools for what is reached by way of a SOCKS proxy. Raises `ImportError` without PySocks."""
     from urllib3.contrib.socks import SOCKSProxyManager
 
-    manager: Any = type(SOCKSProxyManager.__name__, (_Managed, SOCKSProxyManager), {})(proxy_url, **manager_kw)
+    name = SOCKSProxyManager.__name__
+    kind: Any = derived(SOCKSProxyManager, "_millpond_managed", lambda: type(name, (_Managed, SOCKSProxyManager), {}))
+    manager = kind(proxy_url, **manager_kw)
     manager._manage(options)
     return cast("urllib3.PoolManager", manager)

@@ -14,7 +14,15 @@ from millpond.connector import Condition
 from millpond.connectors.urls import place
 from millpond.errors import PoolTimeout
 from millpond.pool import Pool
-from millpond.urllib3._connections import LentConnection, owning
+from millpond.urllib3._connections import (
+    LentConnection,
+    descriptor_of,
+    finish,
+    is_idle,
+    is_silent,
+    owning,
+    reply_of,
+)
 
 if TYPE_CHECKING:
     from urllib3._base_connection import BaseHTTPConnection
@@ -48,31 +56,30 @@ class Connector:
         """Make a connection object; no I/O."""
         face = self.face
         kind = face.ConnectionCls
-        conn = owning(face._new_conn())
-        conn.kind = kind
-        return conn
+        return owning(face._new_conn(), kind)
 
     def inspect(self, conn: LentConnection, error: BaseException | None) -> Condition:
         """Tell by http.client's state and the end of the last reply what the connection is fit for."""
-        if conn.spent or not conn.idle:
+        usage = conn._millpond
+        if usage.spent or not usage.answered or not is_idle(conn):
             return BROKEN
-        rest = conn.rest
+        rest = usage.rest
         if rest is not None:
             return DIRTY if rest.hopeful else BROKEN
-        reply = conn.reply
+        reply = reply_of(conn)
         if reply is not None and not getattr(reply, "whole", False):
             return BROKEN
         # If the server closes every connection, as some do, the object serves again. If it was kept before, it goes, so
         # that those that are still connected are lent first.
-        return BROKEN if conn.sock is None and conn.kept else CLEAN
+        return BROKEN if conn.sock is None and usage.kept else CLEAN
 
     def alive(self, conn: LentConnection) -> bool:
         """Tell whether nothing, not even a hang-up, waits to be read."""
-        return conn.sock is None or conn.silent
+        return conn.sock is None or is_silent(conn)
 
     def descriptor(self, conn: LentConnection) -> int | None:
         """Return the socket's descriptor, or None while there is no socket."""
-        return None if conn.sock is None else conn.descriptor
+        return None if conn.sock is None else descriptor_of(conn)
 
     def ping(self, conn: LentConnection, timeout: float) -> None:
         """Look as `alive` does, for HTTP has no such question; raises ConnectionError, and does not wait."""
@@ -81,7 +88,7 @@ class Connector:
 
     def reset(self, conn: LentConnection, timeout: float) -> None:
         """Read what nobody wanted of the last reply; raises ConnectionError."""
-        if not conn.finish():
+        if not finish(conn):
             raise ConnectionError(f"the reply from {self.target} did not end within bounds")
 
     def close(self, conn: LentConnection) -> None:
@@ -135,12 +142,16 @@ class Lender(Pool[LentConnection]):
 
     def note(self, conn: LentConnection) -> None:
         """Have the socket watched that a connection on loan has now, or none if it has none any more."""
-        self._watch_anew(_entry_of(conn))
-        conn.noted = conn.sock
+        entry = _entry_of(conn)
+        if entry is not None:
+            self._watch_anew(entry)
+            conn._millpond.noted = conn.sock
 
     def condemn(self, conn: LentConnection) -> None:
         """Have a connection on loan closed when it comes back, since enough are kept."""
-        self._step(self._core.condemn, _entry_of(conn), Reason.SURPLUS)
+        entry = _entry_of(conn)
+        if entry is not None:
+            self._step(self._core.condemn, entry, Reason.SURPLUS)
 
     @property
     def unlent(self) -> int:
@@ -160,9 +171,11 @@ class Lender(Pool[LentConnection]):
         if self.empty():
             raise queue.Empty
         try:
-            return self._lend(0.0)
+            conn = self._lend(0.0)
         except PoolTimeout as error:
             raise queue.Empty from error
+        conn._millpond.held = conn.loan
+        return conn
 
     def put(self, item: BaseHTTPConnection | None, block: bool = True, timeout: float | None = None) -> None:
         """Give a connection back, or close it if it is none of this pool's."""
@@ -177,6 +190,8 @@ class Lender(Pool[LentConnection]):
                     self._connector.abandon(entry.conn)
 
 
-def _entry_of(conn: LentConnection) -> Entry[LentConnection]:
-    assert conn.loan is not None and conn.loan._claim is not None
-    return conn.loan._claim.entry
+def _entry_of(conn: LentConnection) -> Entry[LentConnection] | None:
+    """Return what the core knows of a connection on loan; None if another thread has just closed it."""
+    loan = conn.loan
+    claim = None if loan is None else loan._claim
+    return None if claim is None else claim.entry

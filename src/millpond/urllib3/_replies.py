@@ -9,6 +9,7 @@ import socket
 import ssl
 from collections.abc import Callable
 from contextlib import suppress
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from millpond.connectors._derived import derived
@@ -44,8 +45,8 @@ def _read_ahead(file: Any) -> bytes | None:  # noqa: ANN401
     try:
         file.raw.readinto = _dry
         ahead: bytes = file.peek(1)
-    except (AttributeError, TypeError, ValueError, OSError):
-        return None
+    except (AttributeError, TypeError, ValueError, OSError, RuntimeError):
+        return None  # the last: a signal handler has interrupted a read
     return ahead
 
 
@@ -85,34 +86,105 @@ class Reply(http.client.HTTPResponse):
         super()._read_and_discard_trailer()  # type: ignore[misc]
         self._trailed = True
 
+    # Two read chunks: http.client (`read()`), and urllib3 past it (`stream()`). Each keeps an account of its own, and
+    # within a chunk of the one the other takes what is data for the next size.
+
+    @property
+    def _urllib3s_chunk(self) -> int | None:
+        """What is left of the chunk that urllib3 is in; None between two."""
+        response = self.response()
+        return None if response is None else response.chunk_left
+
+    def _read_next_chunk_size(self) -> int:
+        if self._urllib3s_chunk is not None:
+            raise _mixed()
+        return super()._read_next_chunk_size()  # type: ignore[misc,no-any-return]
+
+    def _safe_read(self, amt: int) -> bytes:
+        if self.chunked is True and self.chunk_left is not None and self._urllib3s_chunk is not None:
+            raise _mixed()
+        return super()._safe_read(amt)  # type: ignore[misc,no-any-return]
+
     def _close_conn(self) -> None:
         # http.client comes by here when it has read everything, and when the response is closed before that. After an
         # interim response (103) there is another to come, and after 101 another protocol.
+        file = self.fp
         ended = self.length == 0 or (self.chunked is True and self._read_all_chunks())
-        self.whole = ended and self.status >= 200 and not self._followed()
-        super()._close_conn()  # type: ignore[misc]
+        self.whole = ended and self.status >= 200 and not self._followed(file)
+        self.fp = None  # type: ignore[assignment]
+        if file is not None:  # unless another thread has closed it just now
+            file.close()
 
     def _read_all_chunks(self) -> bool:
-        response = self.response()
-        return self._trailed or (response is not None and response.chunk_left == 0)
+        return self._trailed or (self._urllib3s_chunk == 0 and self.chunk_left is None)
 
-    def _followed(self) -> bool:
+    def _followed(self, file: Any) -> bool:  # noqa: ANN401
         """Whether more has come than the server announced, and would never be seen again."""
-        return self._sock is not None and (_read_ahead(self.fp) != b"" or _holds_more(self._sock))
+        if self._sock is None:
+            return False
+        return _read_ahead(file.file if isinstance(file, _Noted) else file) != b"" or _holds_more(self._sock)
 
-    def part(self, chunk_left: int | None) -> Rest:
-        """Part from the connection, and return what is left of the body.
+    def note_readers(self) -> None:
+        """Note from now on who reads the body."""
+        self.fp = _Noted(self.fp)  # type: ignore[assignment]
+
+    def part(self, chunk_left: int | None) -> Rest | None:
+        """Part from the connection, and return what is left of the body; None if another thread has read it all.
 
         What has come of it is left to whoever reads on, if that is all of it; else whoever reads on learns that it is
         cut. `chunk_left` is urllib3's account of the chunk that it is in.
         """
-        rest = Rest(self, chunk_left)
+        noted: Any = self.fp
+        if noted is None:
+            return None
+        self.fp = _Cut()  # type: ignore[assignment]
+        sock, self._sock = self._sock, None
+        # From here on nobody reads from the connection who does not do so already.
+        file, noted.file = noted.file, self.fp
+        # Where another thread does, nobody knows how far it is, and to ask the file would wait for it.
+        known = noted.reader in (None, get_ident())
+        if self.chunked is True and chunk_left is not None and self.chunk_left is not None:
+            known = False
+        rest = Rest(self, sock, chunk_left, _read_ahead(file) if known else None)
         rest.take()
-        file, end = self.fp, rest.end
-        self.fp = _Cut() if end is None else io.BufferedReader(io.BytesIO(rest.data[:end]))  # type: ignore[assignment]
-        self._sock = None
-        file.close()
-        return rest
+        if rest.end is not None:
+            self.fp = io.BufferedReader(io.BytesIO(rest.data[: rest.end]))
+        return rest  # and the file is closed when nobody uses it any more
+
+
+def _mixed() -> http.client.HTTPException:
+    return http.client.HTTPException("read() and stream() have both begun to read one chunk")
+
+
+class _Noted:
+    """The file of a body, and who has read from it last; that is noted before the file is looked up."""
+
+    def __init__(self, file: Any) -> None:  # noqa: ANN401
+        self.file = file
+        self.reader: int | None = None
+
+    def read(self, *args: Any) -> bytes:  # noqa: ANN401
+        self.reader = get_ident()
+        return self.file.read(*args)  # type: ignore[no-any-return]
+
+    def read1(self, *args: Any) -> bytes:  # noqa: ANN401
+        self.reader = get_ident()
+        return self.file.read1(*args)  # type: ignore[no-any-return]
+
+    def readinto(self, *args: Any) -> int:  # noqa: ANN401
+        self.reader = get_ident()
+        return self.file.readinto(*args)  # type: ignore[no-any-return]
+
+    def readline(self, *args: Any) -> bytes:  # noqa: ANN401
+        self.reader = get_ident()
+        return self.file.readline(*args)  # type: ignore[no-any-return]
+
+    def peek(self, *args: Any) -> bytes:  # noqa: ANN401
+        self.reader = get_ident()
+        return self.file.peek(*args)  # type: ignore[no-any-return]
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
+        return getattr(self.file, name)
 
 
 class _Cut(io.BufferedIOBase):
@@ -127,20 +199,21 @@ class _Cut(io.BufferedIOBase):
 class Rest:
     """What is left of a body when its response is given back, as it arrives."""
 
-    def __init__(self, reply: Reply, chunk_left: int | None) -> None:
-        self._sock: Any = reply._sock
-        self._chunked: bool = reply.chunked is True
+    def __init__(self, reply: Reply, sock: Any, chunk_left: int | None, ahead: bytes | None) -> None:  # noqa: ANN401
+        self._sock = sock
+        # The reply to a HEAD tells how it would be sent, and is not.
+        self._chunked: bool = reply.chunked is True and reply.length != 0
         self._length: int | None = None if self._chunked else reply.length
         self._in_trailers = chunk_left == 0
         # Both count what is left of a chunk. At its end http.client has 0 and the line end still to come; urllib3 has
         # None, as both have before the first one.
         self._chunk_left: int | None = reply.chunk_left if chunk_left is None else chunk_left
         self._final = reply.status >= 200
-        ahead = _read_ahead(reply.fp)
+        self._known = ahead is not None
         self.data: bytes = ahead or b""
         self.end: int | None = None
         """How many bytes of `data` are the body's; None until all have come."""
-        self._worth = ahead is not None and (self._chunked or (self._length or 0) <= LEFTOVER)
+        self._worth = self._known and (self._chunked or (self._length or 0) <= LEFTOVER)
 
     @property
     def hopeful(self) -> bool:
@@ -149,7 +222,7 @@ class Rest:
 
     def take(self) -> None:
         """Take what is there, without waiting."""
-        self.end = self._find_end()
+        self.end = self._find_end() if self._known else None
         if self.hopeful:
             with suppress(Exception):  # whatever it is: the next line tells
                 self._sock.settimeout(0)
@@ -205,7 +278,10 @@ def _end_of_chunks(data: bytes, left: int | None) -> int | None:
 
 
 def proving(cls: Any) -> Any:  # noqa: ANN401
-    """Put `Reply` in front of a class of responses. What is no such class serves as it is, and proves nothing."""
+    """Put `Reply` in front of a class of responses. What is no such class serves as it is, and proves nothing.
+
+    So does what botocore makes of an answer that came before the body was sent: the server may await that still.
+    """
     if cls is http.client.HTTPResponse:
         return Reply
     if not (isinstance(cls, type) and issubclass(cls, http.client.HTTPResponse)) or issubclass(cls, Reply):

@@ -1,0 +1,126 @@
+"""OpenTelemetry's instrumentors for the libraries see what is done on millpond's pools."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+import redis
+import requests
+from opentelemetry.instrumentation.asyncpg import AsyncPGInstrumentor
+from opentelemetry.instrumentation.redis import RedisInstrumentor
+from opentelemetry.instrumentation.requests import RequestsInstrumentor
+from opentelemetry.instrumentation.sqlite3 import SQLite3Instrumentor
+from opentelemetry.instrumentation.urllib3 import URLLib3Instrumentor
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+import millpond
+import millpond.redis
+import millpond.redis.asyncio
+from millpond.requests import install
+from millpond.testing import Postgres, Valkey
+from millpond.urllib3 import PoolManager
+
+from ..urllib3.servers import Server
+
+INSTRUMENTORS: dict[str, Any] = {
+    "asyncpg": AsyncPGInstrumentor,
+    "redis": RedisInstrumentor,
+    "redis.asyncio": RedisInstrumentor,
+    "requests": RequestsInstrumentor,
+    "sqlite3": SQLite3Instrumentor,
+    "urllib3": URLLib3Instrumentor,
+}
+
+
+@pytest.fixture
+def spans(library: str) -> Iterator[InMemorySpanExporter]:
+    """What is traced while the library is instrumented."""
+    spans = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    instrumentor = INSTRUMENTORS[library]()
+    instrumentor.instrument(tracer_provider=provider, skip_dep_check=True)
+    yield spans
+    instrumentor.uninstrument()
+    provider.shutdown()
+
+
+def names(spans: InMemorySpanExporter) -> list[str]:
+    return [span.name for span in spans.get_finished_spans()]
+
+
+@pytest.mark.parametrize("library", ["urllib3"])
+def test_urllib3(spans: InMemorySpanExporter) -> None:
+    with Server() as server:
+        http = PoolManager(timeout=10)
+        assert http.request("GET", server.url).data == b"/"
+        assert names(spans) == ["GET"]
+        assert "traceparent" in server.requests[0].headers
+        http.clear()
+
+
+@pytest.mark.parametrize("library", ["requests"])
+def test_requests(spans: InMemorySpanExporter) -> None:
+    with Server() as server, requests.Session() as session:
+        session.trust_env = False
+        install(session)
+        assert session.get(server.url, timeout=10).text == "/"
+        assert names(spans) == ["GET"]
+        assert "traceparent" in server.requests[0].headers
+
+
+@pytest.mark.parametrize("library", ["redis"])
+def test_redis(spans: InMemorySpanExporter, valkey: Valkey) -> None:
+    pool = millpond.redis.ConnectionPool.from_url(valkey.url)
+    client = redis.Redis(connection_pool=pool)
+    assert client.echo("hello") == b"hello"
+    with client.pipeline(transaction=False) as pipe:
+        pipe.echo("a")
+        pipe.echo("b")
+        assert pipe.execute() == [b"a", b"b"]
+    assert names(spans) == ["ECHO", "ECHO ECHO"]
+    pool.close()
+
+
+@pytest.mark.parametrize("library", ["redis.asyncio"])
+def test_redis_for_tasks(spans: InMemorySpanExporter, valkey: Valkey) -> None:
+    async def main() -> None:
+        pool = millpond.redis.asyncio.ConnectionPool.from_url(valkey.url)
+        client = redis.asyncio.Redis(connection_pool=pool)
+        assert await client.echo("hello") == b"hello"
+        await pool.aclose()
+
+    anyio.run(main)
+    assert names(spans) == ["ECHO"]
+
+
+@pytest.mark.parametrize("library", ["asyncpg"])
+def test_asyncpg(spans: InMemorySpanExporter, postgres: Postgres) -> None:
+    async def main() -> None:
+        pool: millpond.AsyncPool[Any] = millpond.AsyncPool.from_url(
+            postgres.url.replace("postgresql:", "postgresql+asyncpg:")
+        )
+        async with pool:
+            for _ in range(2):
+                async with pool.connection() as conn:
+                    assert await conn.fetchval("select 42") == 42
+
+    anyio.run(main)
+    assert len(names(spans)) == 2
+
+
+@pytest.mark.parametrize("library", ["sqlite3"])
+def test_sqlite3(spans: InMemorySpanExporter, tmp_path: Path) -> None:
+    pool: millpond.Pool[sqlite3.Connection]
+    with millpond.Pool(lambda: sqlite3.connect(tmp_path / "a.db", check_same_thread=False)) as pool:
+        for _ in range(2):
+            with pool.connection() as conn:
+                assert conn.cursor().execute("select 42").fetchone() == (42,)
+    assert names(spans) == ["select"] * 2
