@@ -200,13 +200,14 @@ def _told(prefix: str, former: Any) -> _Told:  # noqa: ANN401
 def _nature(manager: Any) -> tuple[Any, ...]:  # noqa: ANN401
     """Say what of a pool manager cannot be handed on to another one."""
     sizes = {name: manager.connection_pool_kw.get(name) for name in _SIZES}
-    return type(manager), vars(manager).keys(), manager.pools._maxsize, sizes, getattr(manager, "_options", None)
+    pools = type(manager.pools), manager.pools._maxsize, manager.pools.dispose_func
+    return type(manager), vars(manager).keys(), pools, sizes, getattr(manager, "_options", None)
 
 
 def _all_of(manager: Any) -> tuple[Any, ...]:  # noqa: ANN401
     """Say all that a pool manager was told."""
     told = manager.connection_pool_kw, manager.headers, getattr(manager, "proxy_headers", None)
-    return _nature(manager), *told, manager.pool_classes_by_scheme
+    return _nature(manager), *told, manager.pool_classes_by_scheme, manager.key_fn_by_scheme
 
 
 def _refusal(prefix: str, former: object, reason: str) -> TypeError:

@@ -13,6 +13,7 @@ import urllib3
 from requests.adapters import HTTPAdapter as Plain
 from requests_mock import Adapter as Mocking
 from urllib3 import Retry
+from urllib3._collections import RecentlyUsedContainer
 
 import millpond.urllib3
 from millpond import Budget
@@ -148,6 +149,18 @@ def with_millponds_manager() -> HTTPAdapter:
     return adapter
 
 
+def with_pools_that_are_disposed_of() -> Plain:
+    adapter = Plain()
+    adapter.poolmanager.pools = RecentlyUsedContainer(10, dispose_func=lambda pool: pool.close())
+    return adapter
+
+
+def with_keys_for_a_proxy() -> Plain:
+    adapter = Plain()
+    adapter.proxy_manager_for("http://p").key_fn_by_scheme = {}
+    return adapter
+
+
 def with_a_proxy_of_its_own() -> Plain:
     adapter = Plain()
     adapter.proxy_manager["http://p"] = urllib3.ProxyManager("http://p", maxsize=10, block=False, cert_reqs="CERT_NONE")
@@ -177,6 +190,8 @@ def with_pool_classes_for_a_proxy() -> Plain:
         (with_a_patched_manager, "its pool manager is not the one that requests has made"),
         (with_other_sizes, "its pool manager is not the one that requests has made"),
         (with_millponds_manager, "its pool manager is not the one that requests has made"),
+        (with_pools_that_are_disposed_of, "its pool manager is not the one that requests has made"),
+        (with_keys_for_a_proxy, "one of its proxy managers is not as requests has made it"),
         (with_a_pinned_proxy, "one of its proxy managers is not as requests has made it"),
         (with_pool_classes_for_a_proxy, "one of its proxy managers is not as requests has made it"),
         (with_a_proxy_of_its_own, "one of its proxy managers is not as requests has made it"),

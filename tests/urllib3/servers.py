@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import io
 import socket
 import ssl
 import threading
@@ -11,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, Self
 
-__all__ = ["Request", "Server", "SocksServer", "Wire", "chunked", "plain", "through"]
+__all__ = ["Request", "Server", "SocksServer", "Wire", "as_long_as_a_buffer", "chunked", "plain", "through"]
 
 
 class Request(NamedTuple):
@@ -70,6 +71,12 @@ def plain(body: bytes, status: str = "200 OK", headers: Mapping[str, str] | None
     lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body)}"]
     lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
     return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+def as_long_as_a_buffer() -> bytes:
+    """Write a response that fills what reads it to the last byte. What comes in one TLS record with it stays there."""
+    size = io.DEFAULT_BUFFER_SIZE
+    return plain(b"x" * (size - len(plain(b"x" * size)) + size))
 
 
 def chunked(*chunks: bytes, trailer: bytes = b"") -> bytes:

@@ -23,11 +23,11 @@ from urllib3.connection import HTTPConnection
 
 from millpond import Budget
 from millpond.urllib3 import HTTPConnectionPool, HTTPSConnectionPool, PoolManager
-from millpond.urllib3._connections import Usage
+from millpond.urllib3._connections import Usage, descriptor_of
 
 from .conftest import Make
 from .patience import settled, stats, until
-from .servers import Request, Server, Wire, echo, plain
+from .servers import Request, Server, Wire, as_long_as_a_buffer, echo, plain
 
 
 @pytest.fixture
@@ -76,6 +76,20 @@ def test_a_class_that_is_set_on_a_pool_serves_from_then_on(make: Make, server: S
     assert own.made == 1
 
 
+@pytest.mark.parametrize("kind", ["property", "method"])
+def test_a_class_that_is_another_one_whenever_it_is_asked_for_serves(server: Server, kind: str) -> None:
+    makers: dict[str, Any] = {
+        "property": property(lambda _: functools.partial(HTTPConnection)),
+        "method": lambda _, **options: HTTPConnection(**options),
+    }
+
+    class Pool(HTTPConnectionPool):
+        ConnectionCls = makers[kind]
+
+    with Pool(server.host, server.port, maxsize=1, block=True) as http:
+        serves(http, server)
+
+
 def test_what_the_pools_own_method_makes_is_used(server: Server, own: type[Own]) -> None:
     class Pool(HTTPConnectionPool):
         def _new_conn(self) -> Any:
@@ -120,10 +134,21 @@ def test_a_class_may_use_any_name(make: Make, server: Server) -> None:
     serves(http, server)
 
 
-def test_what_is_no_connection_is_refused_by_name(make: Make) -> None:
+class Wrapper:
+    """It has what a connection has, and no class tells it."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.__dict__["conn"] = HTTPConnection(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["conn"], name)
+
+
+@pytest.mark.parametrize("kind", [lambda **_: object(), Wrapper])
+def test_what_is_no_connection_is_refused_by_name(make: Make, kind: Any) -> None:
     http: Any = make(maxsize=1, block=True)
-    http.ConnectionCls = lambda **_: object()
-    with pytest.raises(TypeError, match="object cannot own a loan: it is no connection"):
+    http.ConnectionCls = kind
+    with pytest.raises(TypeError, match=r"(object|Wrapper) cannot own a loan: it is no connection"):
         http.request("GET", "/")
 
 
@@ -158,6 +183,27 @@ def test_a_connection_is_called_and_closed_as_its_class_says(make: Make, server:
         until(lambda: gc.collect() >= 0 and dead == [1], 5)
     assert begun == [1] * 4
     assert Conn.response_class is Reply
+
+
+def test_a_class_of_replies_that_a_connection_sets_is_used(make: Make, server: Server) -> None:
+    class Reply(http.client.HTTPResponse):
+        pass
+
+    class Conn(HTTPConnection):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.response_class = Reply
+
+        def request(self, *args: Any, **kwargs: Any) -> None:
+            self.response_class = self.response_class  # botocore's way to have the one back that it had
+            super().request(*args, **kwargs)
+
+    pool: Any = make(maxsize=1, block=True)
+    pool.ConnectionCls = Conn
+    response = pool.request("GET", "/", preload_content=False)
+    assert isinstance(response._original_response, Reply)
+    assert response.read() == b"/"
+    serves(pool, server)
 
 
 def test_a_reply_that_tells_nothing_costs_its_connection(make: Make, server: Server) -> None:
@@ -205,6 +251,17 @@ class Handed:
             self.fileno = sock.fileno
 
 
+def test_only_a_socket_is_watched(server: Server) -> None:
+    conn: Any = HTTPConnection(server.host, server.port)
+    conn.connect()
+    assert descriptor_of(conn) == conn.sock.fileno()
+    conn.close()
+    with open(__file__) as file:
+        conn.sock = file  # as vcrpy's stubs say that theirs is standard input
+        assert descriptor_of(conn) is None
+        conn.sock = None
+
+
 @pytest.mark.parametrize("number", [True, False], ids=["fileno", "no fileno"])
 def test_a_socket_of_ones_own_serves(make: Make, server: Server, number: bool) -> None:
     class Conn(HTTPConnection):
@@ -234,6 +291,9 @@ response.release_conn()
 assert response.read() == b"/released"
 assert http.request("GET", f"{sys.argv[1]}/twice").data == b"one"
 assert http.request("GET", f"{sys.argv[1]}/right").data == b"/right"
+exact = http.request("GET", f"{sys.argv[1]}/exact")
+assert len(exact.data) > 8000
+assert http.request("GET", f"{sys.argv[1]}/right").data == b"/right"
 assert "OpenSSL" in type(http.connection_from_url(sys.argv[1]).pool.acquire().sock.connection).__module__
 http.clear()
 """
@@ -244,6 +304,8 @@ def test_pyopenssl_serves(authority: trustme.CA, certificate: ssl.SSLContext) ->
     def answer(request: Request, wire: Wire) -> None:
         if request.target == "/twice":
             wire.send(plain(b"one") + plain(b"stolen"))
+        elif request.target == "/exact":
+            wire.send(as_long_as_a_buffer() + plain(b"stolen"))
         else:
             echo(request, wire)
 
@@ -251,7 +313,7 @@ def test_pyopenssl_serves(authority: trustme.CA, certificate: ssl.SSLContext) ->
         command = [sys.executable, "-W", "ignore", "-c", PYOPENSSL, server.url, trusted]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert done.stderr == ""
-        assert server.accepted == 2
+        assert server.accepted == 3
 
 
 # Pools
@@ -285,6 +347,40 @@ def test_pool_classes_that_are_set_afterwards_are_millponds(manage: Callable[...
     http.pool_classes_by_scheme = {"http": functools.partial(Guarded, allowed=False)}  # type: ignore[dict-item]
     with pytest.raises(urllib3.exceptions.HTTPError, match="forbidden"):
         http.request("GET", server.url)
+
+
+def test_a_pool_class_that_limits_itself_is_limited(manage: Callable[..., PoolManager], server: Server) -> None:
+    class Pool(urllib3.HTTPConnectionPool):
+        def __init__(self, host: str, port: int | None = None, **options: Any) -> None:
+            super().__init__(host, port, **{**options, "maxsize": 1, "block": True})
+            assert [self.pool.get(), self.pool.qsize()] == [None, 0]  # type: ignore[union-attr]
+            self.pool.put(None)  # type: ignore[union-attr]
+
+    http = manage(maxsize=5)
+    http.pool_classes_by_scheme = {"http": Pool}
+    pool: Any = http.connection_from_url(server.url)
+    settings = pool.pool.settings
+    assert (settings.max_size, pool.block) == (1, True)
+    serves(http, server)
+
+
+def test_a_pool_class_may_ask_its_manager_for_pools_and_change_their_classes(
+    manage: Callable[..., PoolManager], server: Server
+) -> None:
+    class Other(urllib3.HTTPSConnectionPool):
+        pass
+
+    class Asking(urllib3.HTTPConnectionPool):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            assert isinstance(manager.connection_from_url("https://localhost"), HTTPSConnectionPool)
+            manager.pool_classes_by_scheme = {"http": Asking, "https": Other}
+
+    manager = manage()
+    manager.pool_classes_by_scheme["http"] = Asking
+    serves(manager, server)
+    assert manager.pool_classes_by_scheme == {"http": Asking, "https": Other}
+    assert isinstance(manager.connection_from_url("https://elsewhere"), Other)
 
 
 def test_what_a_partial_says_holds_against_the_manager(manage: Callable[..., PoolManager], server: Server) -> None:

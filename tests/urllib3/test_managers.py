@@ -12,6 +12,7 @@ import time
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 import trustme
@@ -22,7 +23,7 @@ from millpond import Budget
 from millpond.urllib3 import HTTPConnectionPool, HTTPSConnectionPool, PoolManager, ProxyManager
 
 from .patience import settled, until
-from .servers import Request, Server, Wire, echo, plain, through
+from .servers import Request, Server, Wire, as_long_as_a_buffer, echo, plain, through
 
 
 @pytest.fixture
@@ -132,11 +133,16 @@ def test_tls_is_verified(secure: Server, trusting: ssl.SSLContext, authority: tr
 
 
 def test_a_tls_connection_that_says_too_much_is_not_lent_again(secure: Server, trusting: ssl.SSLContext) -> None:
-    secure.answer = lambda request, wire: wire.send(plain(b"right") * 2)
-    with HTTPSConnectionPool("127.0.0.1", secure.port, ssl_context=trusting, maxsize=1, block=True) as pool:
-        for _ in range(3):
-            assert pool.request("GET", "/", pool_timeout=5).data == b"right"
-    assert secure.accepted == 3
+    said = as_long_as_a_buffer()
+    for number, reply in enumerate((plain(b"right") * 2, said + plain(b"stolen"))):
+        secure.answer = partial(lambda said, _, wire: wire.send(said), reply)
+        with HTTPSConnectionPool("127.0.0.1", secure.port, ssl_context=trusting, maxsize=1, block=True) as pool:
+            for released in (False, True, False):
+                response = pool.request("GET", "/", pool_timeout=5, preload_content=False)
+                if released:
+                    response.release_conn()
+                assert response.read() in (b"right", said.partition(b"\r\n\r\n")[2])
+        assert secure.accepted == 3 * (number + 1)
 
 
 def test_tls_connections_that_the_server_closed_are_not_used(secure: Server, trusting: ssl.SSLContext) -> None:

@@ -9,6 +9,7 @@ import shutil
 import socket
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -16,7 +17,6 @@ import requests
 import urllib3
 from urllib3.exceptions import ProtocolError
 
-from millpond import _watcher
 from millpond.requests import HTTPAdapter
 from millpond.urllib3 import HTTPConnectionPool
 from millpond.urllib3._replies import Reply, _end_of_chunks
@@ -82,11 +82,6 @@ def fetch(http: HTTPConnectionPool) -> urllib3.HTTPResponse:
     return response
 
 
-def until_it_hung_up(response: Any) -> None:
-    number = response._original_response._sock.fileno()
-    until(lambda: _watcher.hung_up(number))
-
-
 def answer_with(reply: bytes, rest: threading.Event | None = None, cut: int = 40) -> Callable[[Request, Wire], None]:
     """Answer "/" so, and hang up if the reply says so; all but the last bytes at once, these when the event is set."""
 
@@ -118,8 +113,6 @@ def test_a_body_that_has_come_can_be_read_after_its_connection_was_given_back(
         if begun and kind == "gzip" and reading in ("read", "data") and not FINISHES:
             continue
         response = fetch(http)
-        if closes:
-            until_it_hung_up(response)
         start = response.read(begun) if begun else b""
         response.release_conn()
         # The connection serves others meanwhile.
@@ -130,7 +123,7 @@ def test_a_body_that_has_come_can_be_read_after_its_connection_was_given_back(
             assert server.accepted == 1, reading
 
 
-@pytest.mark.parametrize("kind", [kind for kind in REPLIES if kind != "closed after it"])
+@pytest.mark.parametrize("kind", [kind for kind, reply in REPLIES.items() if b"Connection: close" not in reply])
 def test_a_body_that_is_cut_is_an_error(make: Make, server: Server, kind: str) -> None:
     for reading, read in READINGS.items():
         rest = threading.Event()
@@ -240,11 +233,11 @@ def test_a_response_can_be_given_back_while_another_thread_reads_it(make: Make, 
 
 
 @pytest.mark.parametrize("order", ["read, then stream", "stream, then read"])
+@pytest.mark.parametrize("inside", [b"abc2\r\nXX\r\n0\r\n\r\n", b"abc0\r\n\r\n"], ids=["a chunk", "none"])
 def test_a_chunk_that_two_readers_share_is_an_error_and_no_reply_of_the_next(
-    make: Make, server: Server, order: str
+    make: Make, server: Server, order: str, inside: bytes
 ) -> None:
     # What a user may have stored: within one chunk it looks like another, the end of the body, and a reply.
-    inside = b"abc2\r\nXX\r\n0\r\n\r\n"
     body = inside + plain(b"stolen")
 
     def answer(request: Request, wire: Wire) -> None:
@@ -259,7 +252,9 @@ def test_a_chunk_that_two_readers_share_is_an_error_and_no_reply_of_the_next(
     asked = threading.Event()
     http = make(answer, maxsize=1, block=True)
     response = fetch(http)
-    with pytest.raises(ProtocolError, match="have both begun to read one chunk"):
+    # What urllib3 takes for the last chunk, nobody asks http.client about. That costs the connection.
+    unseen = order == "read, then stream" and inside == b"abc0\r\n\r\n"
+    with nullcontext() if unseen else pytest.raises(ProtocolError, match="have both begun to read one chunk"):
         if order == "read, then stream":
             assert response.read(3) == b"abc"
             list(response.stream())
@@ -269,6 +264,63 @@ def test_a_chunk_that_two_readers_share_is_an_error_and_no_reply_of_the_next(
             response.read()
     asked.set()
     assert http.request("GET", "/right", retries=False, pool_timeout=30).data == b"/right"
+    assert server.accepted == 2
+
+
+def test_what_is_not_known_of_a_body_is_no_proof() -> None:
+    def begun(data: bytes) -> tuple[Any, Any]:
+        far.sendall(HEAD + data)
+        reply = Reply(near)
+        reply.begin()
+        reply.note_readers()
+        return reply, reply.fp
+
+    for data in (b"Content-Length: 0\r\n\r\nmore", b"Transfer-Encoding: chunked\r\n\r\n9\r\nabc\r\n"):
+        near, far = socket.socketpair()
+        with near, far:
+            reply, noted = begun(data)
+            if reply.chunked:
+                assert reply.read(3) == b"abc"
+                rest = reply.part(0)  # urllib3 says that it has seen the last chunk
+            else:
+                noted.reader = -1  # another thread
+                rest = reply.part(None)
+            assert not rest.clean
+            assert not rest.hopeful
+            with pytest.raises(ConnectionError, match="gave the connection back"):
+                noted.read(1)
+
+
+def test_a_file_that_somebody_has_put_in_its_place_is_no_proof(make: Make, server: Server) -> None:
+    http = make(maxsize=1, block=True)
+    response: Any = fetch(http)
+    response._fp.fp = io.BufferedReader(response._fp.fp.file)
+    response.release_conn()
+    with pytest.raises(ProtocolError, match="gave the connection back"):
+        response.read()
+    assert http.request("GET", "/other", retries=False, pool_timeout=30).data == b"/other"
+    assert server.accepted == 2
+
+
+def test_the_file_of_a_body_can_be_used_as_one(make: Make, server: Server) -> None:
+    http = make(answer_with(plain(b"one\ntwo\n", headers=CLOSE)), maxsize=1, block=True)
+    response: Any = fetch(http)
+    with response._original_response.fp as file:
+        assert [*file] == [b"one\n", b"two\n"]
+        assert file.fileno() >= 0
+    assert file.closed
+    del file, response
+    until(lambda: settled(http).lent == 0)
+
+
+def test_another_protocol_is_no_reply_that_has_ended(make: Make, server: Server) -> None:
+    def answer(request: Request, wire: Wire) -> None:
+        wire.send(b"HTTP/1.1 101 Switching\r\n\r\n" if request.target == "/" else plain(b"/right"))
+
+    http = make(answer, maxsize=1, block=True)
+    http.request("GET", "/", preload_content=False).release_conn()
+    assert http.request("GET", "/right", retries=False, pool_timeout=30).data == b"/right"
+    assert server.accepted == 2
 
 
 def test_chunks_may_be_read_by_one_reader_after_the_other(make: Make, server: Server) -> None:
@@ -299,7 +351,22 @@ def test_what_follows_a_body_costs_the_connection_and_not_the_body(make: Make, s
     assert server.accepted == 2
 
 
-@pytest.mark.parametrize("kind", ["length", "chunks", "ended by the close"])
+@pytest.mark.parametrize("kind", ["closed after it", "ended by the close"])
+@pytest.mark.parametrize("size", [10, 1_000_000])
+def test_a_body_after_which_the_server_closes_is_the_responses_own(
+    make: Make, server: Server, kind: str, size: int
+) -> None:
+    rest = threading.Event()
+    reply = REPLIES[kind].replace(BODY, b"x" * size).replace(b"%d" % len(BODY), b"%d" % size)
+    http = make(answer_with(reply, rest, size // 2), maxsize=1, block=True)
+    response = fetch(http)
+    response.release_conn()
+    assert http.request("GET", "/other", retries=False, pool_timeout=30).data == b"/other"
+    rest.set()
+    assert response.read() == b"x" * size
+
+
+@pytest.mark.parametrize("kind", ["length", "chunks"])
 def test_requests_learns_of_it_too(server: Server, kind: str) -> None:
     rest = threading.Event()
     with requests.Session() as session:
@@ -307,8 +374,6 @@ def test_requests_learns_of_it_too(server: Server, kind: str) -> None:
         session.mount("http://", HTTPAdapter(pool_maxsize=1, pool_block=True, pool_timeout=30))
         server.answer = answer_with(REPLIES[kind])
         response = session.get(server.url, stream=True)
-        if kind == "ended by the close":
-            until_it_hung_up(response.raw)
         response.raw.release_conn()
         assert response.content == BODY
         server.answer = answer_with(REPLIES[kind], rest)

@@ -593,15 +593,17 @@ class Core(Generic[C]):
 
     def forsake(self) -> list[Entry[C]]:
         """Return the connections that nobody has on loan or is at: the pool was dropped, and nobody else has it."""
-        ownerless = [claim.entry for claim in self.idle]
-        for claim in self.idle:
+        ownerless: list[Entry[C]] = []
+        # Taken out one by one: a finaliser may put something in meanwhile, a loan that died with the pool.
+        while self.idle:
+            claim = self.idle.pop()
+            ownerless.append(claim.entry)
             claim.dissolve()
-        for job in self._jobs:
+        while self._jobs:
+            job = self._jobs.popleft()
             ownerless.append(job.entry)
             if job.claim is not None:
                 job.claim.dissolve()
-        self.idle.clear()
-        self._jobs.clear()
         if self.share is not None:
             self.share.forsake()
         return ownerless

@@ -17,6 +17,7 @@ import math
 import ssl
 from collections.abc import Mapping
 from functools import partial
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict, cast
 
 from millpond._extras import extra
@@ -112,12 +113,11 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
         budget: Budget | None = None,
         **conn_kw: Any,  # noqa: ANN401
     ) -> None:
-        # No places in urllib3's own queue, which is not used.
         super().__init__(
             host,
             port,
             timeout=timeout,
-            maxsize=0,
+            maxsize=maxsize,
             block=block,
             headers=headers,
             retries=retries,
@@ -125,6 +125,8 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
             _proxy_headers=_proxy_headers,
             **conn_kw,
         )
+        # A class of one's own may have said something else. It stands behind this one, and urllib3's behind both.
+        maxsize, block = self.pool.maxsize, self.block  # type: ignore[union-attr]
         _expect_waiting(pool_timeout, block, budget)
         self._kept: float = maxsize or math.inf
         connector = Connector(self)
@@ -144,7 +146,7 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
             conn = self._borrow(timeout)
             try:
                 usage = conn._millpond
-                if usage.kind is self.ConnectionCls:
+                if usage.kind is self.ConnectionCls or self._makes(usage.kind):
                     if conn.sock is not None and not is_usable(conn):
                         log.debug("Resetting dropped connection: %s", self.host)
                         disconnect(conn)
@@ -157,6 +159,12 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
                 raise
             # Another class was set since it was made; or one was for a while, as recorders do.
             conn.close()
+
+    def _makes(self, kind: Any) -> bool:  # noqa: ANN401
+        """Tell whether connections are made by this now, though it is not the same object."""
+        now = self.ConnectionCls
+        # The last: it is another one whenever it is asked for.
+        return bool(kind == now or now != self.ConnectionCls)
 
     def _borrow(self, timeout: float | None) -> LentConnection:
         pool = self.pool
@@ -269,21 +277,17 @@ class _Managed(urllib3.PoolManager):
     def _new_pool(
         self, scheme: str, host: str, port: int, request_context: dict[str, Any] | None = None
     ) -> urllib3.HTTPConnectionPool:
-        kinds: Any = self.pool_classes_by_scheme
-        # Now, for they may have been set after the manager was made.
-        kind = kinds[scheme]
-        lending = _lending(kind)
+        # Now, for it may have been set after the manager was made.
+        lending = _lending(self.pool_classes_by_scheme[scheme])
         if lending is None:
             self._expect_no_options(scheme)
             return super()._new_pool(scheme, host, port, request_context)
         context = self.connection_pool_kw if request_context is None else request_context
         said = lending.keywords if isinstance(lending, partial) else {}
         options = {name: value for name, value in self._options.items() if name not in said}
-        try:
-            self.pool_classes_by_scheme = {scheme: lending}  # pyright: ignore[reportAttributeAccessIssue]
-            return super()._new_pool(scheme, host, port, {**context, **options})
-        finally:
-            self.pool_classes_by_scheme = kinds
+        # What urllib3's method looks up, in place of the manager: others may be asking that at the moment.
+        view: Any = SimpleNamespace(pool_classes_by_scheme={scheme: lending})
+        return urllib3.PoolManager._new_pool(view, scheme, host, port, {**context, **options})
 
     def _expect_no_options(self, scheme: str) -> None:
         given = [name for name, value in self._options.items() if value != DEFAULTS.get(name)]

@@ -88,7 +88,8 @@ class LentConnection(HTTPConnection):
     @property
     def response_class(self) -> Any:  # noqa: ANN401
         """What http.client makes replies of: that of the instance or of its class, with `Reply` in front of it."""
-        return proving(vars(self).get("response_class") or super().response_class)
+        own = self.__dict__.get("response_class")
+        return proving(super().response_class if own is None else own)
 
     @response_class.setter
     def response_class(self, cls: Any) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]  # noqa: ANN401
@@ -204,10 +205,10 @@ def part(conn: LentConnection, response: urllib3.HTTPResponse) -> None:
     # First of all: another thread that reads, and is told that the body is cut, closes what it finds there.
     response._connection = None
     reply = response._original_response
-    if isinstance(reply, Reply) and not reply.isclosed():
-        mine = reply is reply_of(conn)
+    # One after which the server closes has the socket for itself: http.client has let go of it.
+    if isinstance(reply, Reply) and reply is reply_of(conn) and not reply.isclosed():
         rest = reply.part(response.chunk_left)
-        if mine and rest is not None:
+        if rest is not None:
             # Else http.client closes the reply with the connection, and awaits its end before the next one.
             conn._HTTPConnection__response = None  # type: ignore[attr-defined]
             conn._millpond.rest = None if rest.clean else rest

@@ -7,10 +7,10 @@ import io
 import re
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Self
 
 from millpond.connectors._derived import derived
 
@@ -140,12 +140,10 @@ class Reply(http.client.HTTPResponse):
         self.fp = _Cut()  # type: ignore[assignment]
         sock, self._sock = self._sock, None
         # From here on nobody reads from the connection who does not do so already.
-        file, noted.file = noted.file, self.fp
-        # Where another thread does, nobody knows how far it is, and to ask the file would wait for it.
-        known = noted.reader in (None, get_ident())
+        ahead = noted.part(self.fp) if isinstance(noted, _Noted) else None
         if self.chunked is True and chunk_left is not None and self.chunk_left is not None:
-            known = False
-        rest = Rest(self, sock, chunk_left, _read_ahead(file) if known else None)
+            ahead = None
+        rest = Rest(self, sock, chunk_left, ahead)
         rest.take()
         if rest.end is not None:
             self.fp = io.BufferedReader(io.BytesIO(rest.data[: rest.end]))
@@ -183,8 +181,23 @@ class _Noted:
         self.reader = get_ident()
         return self.file.peek(*args)  # type: ignore[no-any-return]
 
+    def part(self, after: Any) -> bytes | None:  # noqa: ANN401
+        """Exchange the file, and return what is buffered in the former; None if that cannot be known."""
+        file, self.file = self.file, after
+        # Where another thread reads, nobody knows how far it is, and to ask the file would wait for it.
+        return _read_ahead(file) if self.reader in (None, get_ident()) else None
+
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401
         return getattr(self.file, name)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self.readline, b"")
 
 
 class _Cut(io.BufferedIOBase):
@@ -239,21 +252,13 @@ class Rest:
             return None
         except Exception:
             more = b""
-        else:
-            if not more and not self._chunked and self._length is None:
-                self.end = len(self.data)  # the body ends with the connection
         self._worth = bool(more)
         return more or None
 
     @property
     def clean(self) -> bool:
         """Whether all of it has come, and nothing came after it: then the connection may serve again."""
-        return (
-            self.end == len(self.data)
-            and self._final
-            and (self._chunked or self._length is not None)
-            and not _holds_more(self._sock)
-        )
+        return self.end == len(self.data) and self._final and not _holds_more(self._sock)
 
     def _find_end(self) -> int | None:
         if self._in_trailers:
