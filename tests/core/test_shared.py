@@ -194,3 +194,21 @@ def test_a_pool_that_was_dropped_tells_which_connections_nobody_is_at() -> None:
     assert len(dropped.lost) == 1, "the one on loan; the others are given up in good order"
     alone = Bench()
     assert set(alone.stock(2)) == set(alone.core.forsake())
+
+
+def test_what_a_finaliser_gives_back_while_a_dropped_pool_is_cleared_is_given_up_too() -> None:
+    dropped = Bench()
+    first, second = dropped.stock(2)
+    late = dropped.core.idle.pop()
+
+    class Claim:
+        """Another loan dies with this one."""
+
+        entry = dropped.core.idle[0].entry
+
+        def dissolve(self) -> None:
+            dropped.core.idle.append(late)
+
+    dropped.core.idle[0].dissolve()
+    dropped.core.idle[0] = Claim()  # type: ignore[assignment]
+    assert set(dropped.core.forsake()) == {first, second}

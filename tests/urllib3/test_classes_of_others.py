@@ -23,7 +23,7 @@ from urllib3.connection import HTTPConnection
 
 from millpond import Budget
 from millpond.urllib3 import HTTPConnectionPool, HTTPSConnectionPool, PoolManager
-from millpond.urllib3._connections import Usage, descriptor_of
+from millpond.urllib3._connections import Usage, descriptor_of, lie_down
 
 from .conftest import Make
 from .patience import settled, stats, until
@@ -462,6 +462,33 @@ def test_a_connection_that_is_given_back_late_is_not_taken_from_the_next(make: M
     for mine in (conn, other):
         http._put_conn(mine)
     serves(http, server, 2)
+
+
+@pytest.mark.parametrize("other", ["gives it back, too", "closes it"])
+def test_two_threads_may_be_done_with_a_connection_at_once(
+    make: Make, server: Server, monkeypatch: pytest.MonkeyPatch, other: str
+) -> None:
+    http: Any = make(maxsize=1, block=True)
+    conn = http._get_conn(timeout=30)
+    conn.request("GET", "/")
+    conn.getresponse()
+    lent: list[int] = []
+
+    def meanwhile(conn: Any) -> None:
+        lent.append(stats(http).lent)
+        if len(lent) == 1:
+            if other == "closes it":
+                conn.close()
+            else:
+                http._put_conn(conn)
+        lie_down(conn)
+
+    monkeypatch.setattr("millpond.urllib3.lie_down", meanwhile)
+    http._put_conn(conn)
+    monkeypatch.undo()
+    assert lent == [1]
+    assert settled(http).lent == 0
+    serves(http, server, 2 if other == "closes it" else 1)
 
 
 def test_a_response_gives_a_connection_back_that_was_given_back_before_it_was_read(make: Make, server: Server) -> None:

@@ -85,9 +85,9 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
     `pool` is the `millpond.Pool`, for its `stats()` and `leases()`; None when closed.
 
     A response that is not read at once holds its connection until it has been read, closed or dropped. After
-    `release_conn()` before that it can still be read if all of it has come and is at most 64 KiB; else to read on
-    raises `ProtocolError`, the rest is read beside the line if it comes within 0.25 s, and if it does not, the
-    connection is closed.
+    `release_conn()` before that it can still be read if all of it has come, is at most 64 KiB, and no other thread has
+    read from it, or if the server closes after it. Else to read on raises `ProtocolError`; the rest is read beside the
+    line if it comes within 0.25 s, and if it does not, the connection is closed.
 
     `ConnectionCls` is looked up whenever a connection is made, as in urllib3, and one that was made of another class
     is not lent any more.
