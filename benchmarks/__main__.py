@@ -30,6 +30,7 @@ MEASURES = (
     "redis-interruptions",
     "redis-loans",
     "redis-rotation",
+    "urllib3-get",
     "urllib3-interruptions",
     "urllib3-waiting",
 )
