@@ -126,7 +126,7 @@ class HTTPConnectionPool(urllib3.HTTPConnectionPool):
             **conn_kw,
         )
         # A class of one's own may have said something else. It stands behind this one, and urllib3's behind both.
-        maxsize, block = self.pool.maxsize, self.block  # type: ignore[union-attr]
+        maxsize, block = getattr(self.pool, "maxsize", maxsize), self.block
         _expect_waiting(pool_timeout, block, budget)
         self._kept: float = maxsize or math.inf
         connector = Connector(self)

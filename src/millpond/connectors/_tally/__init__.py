@@ -7,11 +7,12 @@ before it is sent and a reply after it was read, so whoever is interrupted in be
 
 from __future__ import annotations
 
-from typing import Any, Final, cast
+from typing import Any
 
 from redis.asyncio.connection import AbstractConnection as AsyncConnection
 from redis.connection import AbstractConnection as Connection
 
+from millpond.connectors._derived import derived
 from millpond.connectors._tally.foreign import Foreign, front_for
 from millpond.connectors._tally.record import Tally, stray
 from millpond.connectors._tally.tasks import AsyncTally
@@ -19,21 +20,13 @@ from millpond.connectors._tally.threads import SyncTally
 
 __all__ = ["stray", "tallied"]
 
-_MADE: Final = "_millpond_tallied"
-"""Where a class keeps the one that was made of it."""
-
 
 def tallied(conn: object) -> type:
     """Put the record in front of a connection's class, or what stands for it if the class is none of redis-py's."""
     cls = type(conn)
     if issubclass(cls, (Tally, Foreign)):
         return cls
-    # Kept by the class itself: whoever makes classes as it runs, as recorders and tests do, makes many.
-    made = vars(cls).get(_MADE)
-    if made is None:
-        made = _put_in_front(cls, conn)
-        setattr(cls, _MADE, made)
-    return cast("type", made)
+    return derived(cls, "_millpond_tallied", lambda: _put_in_front(cls, conn))
 
 
 def _put_in_front(cls: type, conn: object) -> type:
