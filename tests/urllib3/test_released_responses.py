@@ -19,7 +19,7 @@ from urllib3.exceptions import ProtocolError
 
 from millpond.requests import HTTPAdapter
 from millpond.urllib3 import HTTPConnectionPool
-from millpond.urllib3._replies import Reply, _end_of_chunks
+from millpond.urllib3._replies import Reply, _end_of_chunks, _Noted
 
 from .conftest import Make
 from .patience import settled, until
@@ -302,15 +302,15 @@ def test_a_file_that_somebody_has_put_in_its_place_is_no_proof(make: Make, serve
     assert server.accepted == 2
 
 
-def test_the_file_of_a_body_can_be_used_as_one(make: Make, server: Server) -> None:
+def test_the_file_of_a_body_can_be_used_as_one(make: Make) -> None:
     http = make(answer_with(plain(b"one\ntwo\n", headers=CLOSE)), maxsize=1, block=True)
     response: Any = fetch(http)
-    with response._original_response.fp as file:
-        assert [*file] == [b"one\n", b"two\n"]
-        assert file.fileno() >= 0
+    assert [*response._original_response.fp] == [b"one\n", b"two\n"]
+    assert response.fileno() >= 0
+    response.close()
+    with _Noted(io.BufferedReader(io.BytesIO(b"one"))) as file:
+        assert (file.readable(), file.peek(1), file.read1(2), file.readinto(bytearray(2))) == (True, b"one", b"on", 1)
     assert file.closed
-    del file, response
-    until(lambda: settled(http).lent == 0)
 
 
 def test_another_protocol_is_no_reply_that_has_ended(make: Make, server: Server) -> None:
