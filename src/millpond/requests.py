@@ -237,13 +237,13 @@ def install(session: requests.Session, **options: Unpack[AdapterOptions]) -> Non
         former = formers[prefix] = next(serving, None)
         if options or type(former) is HTTPAdapter or not isinstance(former, HTTPAdapter):
             told[prefix] = _told(prefix, former)
-    made: list[HTTPAdapter] = []
-    for what in told.values():
-        same = [adapter for adapter, other in zip(made, told.values(), strict=False) if what == other]
-        made.append(same[0] if same else what.adapter(options))
-    for prefix, adapter in zip(told, made, strict=True):
+    made: dict[str, HTTPAdapter] = {}
+    for prefix, what in told.items():
+        same = (adapter for other, adapter in made.items() if told[other] == what)
+        made[prefix] = next(same, None) or what.adapter(options)
+    for prefix, adapter in made.items():
         session.mount(prefix, adapter)
-    for prefix in told:
+    for prefix in made:
         former = formers[prefix]
         if former is not None and former not in session.adapters.values():
             former.close()

@@ -56,5 +56,7 @@ def test_green_threads_are_served(kind: str, target: str) -> None:
     told = json.loads(done.stdout)
     assert not told["poll"]
     assert told["right"] == told["of"] == 32
+    # A look that fails, or that takes an idle connection for a dead one, would cost the connection.
+    assert told["opens"] <= 2
     # A look that waits would cost the timeout of 30 seconds with each reply.
     assert told["took"] < 20
