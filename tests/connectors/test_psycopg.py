@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from operator import attrgetter
 from pathlib import Path
 from time import monotonic
 from typing import Any, Literal
@@ -312,20 +313,33 @@ CHANGES: dict[str, Callable[[Any], object]] = {
     "cursor_factory": lambda conn: setattr(conn, "cursor_factory", type("Mine", (conn.cursor_factory,), {})),
     "server_cursor_factory": lambda conn: setattr(conn, "server_cursor_factory", object),
     "prepare_threshold": lambda conn: setattr(conn, "prepare_threshold", None),
+    "prepared_max": lambda conn: setattr(conn, "prepared_max", 3),
     "_notice_handlers": lambda conn: conn.add_notice_handler(print),
     "_notify_handlers": lambda conn: conn.add_notify_handler(print),
+    "pgconn.notice_handler": lambda conn: setattr(conn.pgconn, "notice_handler", print),
+    "pgconn.notify_handler": lambda conn: setattr(conn.pgconn, "notify_handler", print),
 }
 
 
+def what(conn: object, name: str) -> object:
+    value = attrgetter(name)(conn)
+    return list(value) if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize("reset", ["transaction", "session"])
 @pytest.mark.parametrize("name", CHANGES)
-def test_what_a_borrower_changed_does_not_reach_the_next(connector: Psycopg[TupleRow], conn: Conn, name: str) -> None:
-    before = getattr(conn, name)
-    before = list(before) if isinstance(before, list) else before
-    CHANGES[name](conn)
-    assert connector.inspect(conn, None) is DIRTY
-    connector.reset(conn, 5)
-    assert connector.inspect(conn, None) is CLEAN
-    assert getattr(conn, name) == before
+def test_what_a_borrower_changed_does_not_reach_the_next(
+    postgres: Postgres, name: str, reset: Literal["transaction", "session"]
+) -> None:
+    connector = Psycopg(postgres.url, reset=reset)
+    with opened(connector) as conn:
+        before = what(conn, name)
+        for _ in range(2):
+            CHANGES[name](conn)
+            assert connector.inspect(conn, None) is DIRTY
+            connector.reset(conn, 5)
+            assert connector.inspect(conn, None) is (CLEAN if reset == "transaction" else UNPROVED)
+            assert what(conn, name) == before
 
 
 @pytest.mark.anyio
@@ -333,15 +347,14 @@ def test_what_a_borrower_changed_does_not_reach_the_next(connector: Psycopg[Tupl
 async def test_what_a_task_changed_does_not_reach_the_next(postgres: Postgres, name: str) -> None:
     connector = AsyncPsycopg(postgres.url)
     async with aopened(connector) as conn:
-        before = getattr(conn, name)
-        before = list(before) if isinstance(before, list) else before
+        before = what(conn, name)
         changed = CHANGES[name](conn)
         if asyncio.iscoroutine(changed):
             await changed
         assert connector.inspect(conn, None) is DIRTY
         await connector.reset(conn, 5)
         assert connector.inspect(conn, None) is CLEAN
-        assert getattr(conn, name) == before
+        assert what(conn, name) == before
 
 
 def test_a_changed_isolation_level_does_not_reach_the_next_transaction(
@@ -482,13 +495,65 @@ def test_with_session_reset_no_borrower_sees_what_another_has_set(postgres: Post
         assert pool.stats().opens == 1
 
 
-def test_a_session_reset_restores_adapters(postgres: Postgres) -> None:
-    connector = Psycopg(postgres.url, reset="session")
+class Context:
+    """Where adapters are taken from; psycopg asks for no more."""
+
+    connection = None
+
+    def __init__(self, adapters: psycopg.adapt.AdaptersMap) -> None:
+        self.adapters = adapters
+
+
+class Text(psycopg.types.string.StrDumper):
+    def dump(self, obj: Any) -> bytes:
+        return b"dumped"
+
+
+@pytest.mark.parametrize("reset", ["transaction", "session"])
+def test_adapters_that_a_borrower_registered_do_not_reach_the_next(
+    postgres: Postgres, reset: Literal["transaction", "session"]
+) -> None:
+    context = psycopg.adapt.AdaptersMap(psycopg.adapters)
+    context.register_loader("bool", psycopg.types.string.TextLoader)
+    connector = Psycopg(postgres.url, reset=reset, context=Context(context))
     with opened(connector) as conn:
-        conn.adapters.register_loader("int4", psycopg.types.string.TextLoader)
-        assert conn.execute("select 1").fetchone() == ("1",)
-        connector.reset(conn, 5)
-        assert conn.execute("select 1").fetchone() == (1,)
+        for _ in range(2):
+            assert conn.execute("select 1, true, %s::text", ["x"]).fetchone() == (1, "t", "x")
+            conn.rollback()
+            conn.adapters.register_loader("int4", psycopg.types.string.TextLoader)
+            conn.adapters.register_dumper(str, Text)
+            assert conn.execute("select 1, true, %s::text", ["x"]).fetchone() == ("1", "t", "dumped")
+            conn.rollback()
+            assert connector.inspect(conn, None) is DIRTY
+            connector.reset(conn, 5)
+            assert connector.inspect(conn, None) is (CLEAN if reset == "transaction" else UNPROVED)
+        assert conn.execute("select 1, true, %s::text", ["x"]).fetchone() == (1, "t", "x")
+
+
+def test_what_is_registered_for_a_cursor_or_elsewhere_is_no_change(connector: Psycopg[TupleRow], conn: Conn) -> None:
+    cursor = conn.cursor()
+    cursor.adapters.register_loader("int4", psycopg.types.string.TextLoader)
+    assert cursor.execute("select 1").fetchone() == ("1",)
+    conn.rollback()
+    assert connector.inspect(conn, None) is CLEAN
+
+
+def test_a_connection_class_may_make_each_connection_differ(postgres: Postgres) -> None:
+    """Each comes back as it was, and not as another."""
+
+    class Mine(psycopg.Connection[Any]):
+        def __init__(self, pgconn: psycopg.pq.abc.PGconn) -> None:
+            super().__init__(pgconn)
+            self.row_factory = self.first = lambda cursor: lambda values: [*values]
+
+    connector = Psycopg(postgres.url, connection_class=Mine)
+    with opened(connector) as one, opened(connector) as other:
+        for conn in (one, other):
+            assert connector.inspect(conn, None) is CLEAN
+            conn.row_factory = dict_row
+            connector.reset(conn, 5)
+            assert conn.row_factory is conn.first  # type: ignore[attr-defined]
+            assert connector.inspect(conn, None) is CLEAN
 
 
 @pytest.mark.anyio
