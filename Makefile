@@ -12,7 +12,7 @@ MINUTES ?= 10
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 DRIVERS := aiosqlite,asyncpg,httpx,httpx2,opentelemetry,prometheus,psycopg,redis,requests,testing,top,trio,urllib3,web
-PROGRAMS := pgbouncer=pgbouncer chromium=chromium chromedriver=chromium-driver
+PROGRAMS := pgbouncer=pgbouncer chromium=chromium chromedriver=chromium-driver mariadbd=mariadb-server-core my_print_defaults=mariadb-client-core
 CODE := $(wildcard src tests benchmarks demo docs examples proof)
 
 .PHONY: demo test pytest steady covered lint types measure bench proof atlas soak clean

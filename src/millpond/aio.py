@@ -578,7 +578,7 @@ class AsyncPool(Shell[C]):
             await self._open(claim)
 
     async def _open(self, claim: Claim[C]) -> None:
-        core, limit = self._core, self._settings.connect_timeout
+        core, limit = self._core, self._settings.exchange_limit
         try:
             conn = await _within(limit, self._connector.open, limit)
             self._accept(conn)
@@ -607,7 +607,7 @@ class AsyncPool(Shell[C]):
                 await self._tend(job)
 
     async def _tend(self, job: Job[C]) -> None:
-        conn, limit = job.entry.conn, self._settings.connect_timeout
+        conn, limit = job.entry.conn, self._settings.exchange_limit
         sound = False
         try:
             if job.task is Task.CHECK:
@@ -626,7 +626,7 @@ class AsyncPool(Shell[C]):
         self._unwatch(entry)
         try:
             if job.task is Task.CLOSE:
-                await _within(self._settings.connect_timeout, self._connector.close, entry.conn)
+                await _within(self._settings.exchange_limit, self._connector.close, entry.conn)
             else:
                 self._connector.abandon(entry.conn)
         except BaseException as error:

@@ -306,7 +306,7 @@ class _Crew:
             hired = [thread for ref in self._threads.valuerefs() if (thread := ref()) is not None]
             others = [thread for thread in hired if thread.is_alive() and thread is not threading.current_thread()]
             if others:
-                others[0].join(left)
+                others[0].join(min(left, threading.TIMEOUT_MAX))
             elif self._coming:
                 # Hired, and not begun: it may still find something to do.
                 sleep(0.001)
@@ -756,7 +756,7 @@ class Pool(Shell[C]):
         if claim is None:
             return False
         try:
-            conn = self._connector.open(self._settings.connect_timeout)
+            conn = self._connector.open(self._settings.exchange_limit)
             self._accept(conn)
         except BaseException as error:
             self._fail(claim, error)
@@ -776,7 +776,7 @@ class Pool(Shell[C]):
         return True
 
     def _tend(self, job: Job[C]) -> None:
-        connector, conn, limit = self._connector, job.entry.conn, self._settings.connect_timeout
+        connector, conn, limit = self._connector, job.entry.conn, self._settings.exchange_limit
         try:
             if job.task is Task.CHECK:
                 connector.ping(conn, limit)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import socket
 import sqlite3
 import sys
@@ -14,7 +15,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from millpond import Pool
+from millpond import ConnectFailed, Pool
 from millpond.connector import Condition, Connector
 from millpond.connectors.dbapi import DBAPI
 from millpond.testing import Postgres
@@ -127,7 +128,7 @@ def test_autocommit_proves_nothing(postgres: Postgres) -> None:
 
 
 def test_in_transaction_is_asked(tmp_path: Path) -> None:
-    connector = DBAPI(sqlite3.connect, tmp_path / "app.db")
+    connector = DBAPI(sqlite3.connect, tmp_path / "app.db", check_same_thread=False)
     with opened(connector) as conn:
         assert connector.inspect(conn, None) is CLEAN
         conn.execute("create table work (x int)")
@@ -181,18 +182,133 @@ def test_a_socket_that_is_kept_in_a_known_place_is_found() -> None:
             assert DBAPI(Mute, errors=psycopg.Error).descriptor(conn) == ours.fileno()
 
 
-def test_callables_are_called_at_every_open() -> None:
+def test_credentials_are_asked_for_at_every_open() -> None:
     seen: list[tuple[object, ...]] = []
     passwords = iter(["first", "second"])
 
-    def connect(host: str, *, password: str, connect_timeout: int) -> sqlite3.Connection:
-        seen.append((host, password, connect_timeout))
-        return sqlite3.connect(":memory:")
+    def connect(place: object, *, host: str, password: str, connect_timeout: int) -> Mute:
+        seen.append((place, host, password, connect_timeout))
+        return Mute.__new__(Mute)
 
-    connector = DBAPI(connect, lambda: "db", password=lambda: next(passwords), errors=sqlite3.Error)
+    connector = DBAPI(connect, repr, host=lambda: "db", password=lambda: next(passwords), errors=psycopg.Error)
     for timeout in (0.2, 4.5):
-        connector.close(connector.open(timeout))
-    assert seen == [("db", "first", 1), ("db", "second", 5)]
+        connector.open(timeout)
+    assert seen == [(repr, "db", "first", 1), (repr, "db", "second", 5)]
+
+
+def test_a_type_or_function_that_is_an_argument_of_connects_is_handed_on(tmp_path: Path) -> None:
+    class Mine(sqlite3.Connection):
+        pass
+
+    def on_login(conn: object) -> None:
+        raise AssertionError("it was called")
+
+    def connect(path: Path, *, factory: type[Mine], session_callback: Any, **options: Any) -> Mine:
+        assert session_callback is on_login
+        return sqlite3.connect(path, factory=factory, **options)
+
+    connector = DBAPI(
+        connect,
+        tmp_path / "app.db",
+        factory=Mine,
+        session_callback=on_login,
+        check_same_thread=False,
+        errors=sqlite3.Error,
+    )
+    with Pool(connector, max_size=1) as pool, pool.connection() as conn:
+        assert type(conn) is Mine
+
+
+@pytest.mark.parametrize("close", [DBAPI, None])
+def test_a_connection_for_one_thread_only_is_refused_by_name(tmp_path: Path, close: object) -> None:
+    path = tmp_path / "app.db"
+    made: list[sqlite3.Connection] = []
+
+    def connect(path: Path) -> sqlite3.Connection:
+        made.append(sqlite3.connect(path))
+        return made[-1]
+
+    source: Any = DBAPI(connect, path, errors=sqlite3.Error) if close else lambda: connect(path)
+    began = monotonic()
+    with (
+        Pool(source) as pool,
+        pytest.raises(ConnectFailed, match="check_same_thread=False") as refusal,
+        pool.connection(),
+    ):
+        pass
+    assert "sqlite:///path" in str(refusal.value)
+    assert "cannot make a connection" in str(refusal.value)
+    assert monotonic() - began < 5
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        made[0].in_transaction  # noqa: B018
+
+
+def test_a_mistake_in_the_arguments_is_told_at_once() -> None:
+    with (
+        Pool(DBAPI(sqlite3.connect, ":memory:", no_such_argument=1)) as pool,
+        pytest.raises(ConnectFailed, match=r"(?s)cannot make a connection.*no_such_argument"),
+        pool.connection(),
+    ):
+        pass
+    assert pool.stats().open_failures == 1
+
+
+def test_an_endless_limit_is_none() -> None:
+    seen: list[dict[str, object]] = []
+
+    def connect(*, connect_timeout: int | None = None) -> Mute:
+        seen.append({"connect_timeout": connect_timeout})
+        return Mute.__new__(Mute)
+
+    DBAPI(connect, errors=psycopg.Error).open(math.inf)
+    assert seen == [{"connect_timeout": None}]
+
+
+class Methodical:
+    """`closed` and `opened` are methods, as vertica-python's."""
+
+    def __init__(self) -> None:
+        self.autocommit = False
+
+    def closed(self) -> bool:
+        return False
+
+    def open(self) -> bool:
+        return False
+
+    def rollback(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def cursor(self) -> Any:
+        raise NotImplementedError
+
+
+def test_what_is_a_method_is_not_taken_for_a_state() -> None:
+    with Pool(DBAPI(Methodical, errors=sqlite3.Error), max_size=1) as pool:
+        for _ in range(20):
+            with pool.connection() as conn:
+                assert conn.autocommit is False
+                conn.autocommit = True
+        assert pool.stats().opens == 1
+
+
+def test_a_half_read_cursor_of_sqlite_reaches_nobody(tmp_path: Path) -> None:
+    path = tmp_path / "app.db"
+    with contextlib.closing(sqlite3.connect(path)) as conn, conn:
+        conn.execute("pragma journal_mode = wal")
+        conn.execute("create table work (x int)")
+        conn.executemany("insert into work values (?)", [(1,), (2,), (3,)])
+    with Pool(DBAPI(sqlite3.connect, path, check_same_thread=False), max_size=1) as pool:
+        with pool.connection() as conn:
+            half = conn.execute("select x from work")
+            half.fetchone()
+        with contextlib.closing(sqlite3.connect(path)) as other, other:
+            other.execute("delete from work")
+        with pool.connection() as conn:
+            assert conn.execute("select count(*) from work").fetchone() == (0,)
 
 
 def test_the_drivers_error_is_found_beside_its_connect(monkeypatch: pytest.MonkeyPatch) -> None:

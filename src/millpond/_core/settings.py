@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import Literal, Protocol, TypedDict
 
-__all__ = ["Limit", "Options", "Settings"]
+__all__ = ["LONGEST", "Limit", "Options", "Settings"]
 
 
 class Options(TypedDict, total=False):
@@ -37,6 +37,10 @@ class Limit(Protocol):
     def limit(self) -> int:
         """How many connections there may be."""
         ...
+
+
+LONGEST = 24 * 86400.0
+"""The longest time that every driver and system call can be given; seconds."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,6 +83,11 @@ class Settings:
     """While the server is down, wait for it up to `timeout` instead of failing at once."""
     budget: Limit | None = None
     """The `millpond.Budget` that its connections count against, together with those of other pools."""
+
+    @property
+    def exchange_limit(self) -> float:
+        """`connect_timeout` as it is told to connectors: finite, for drivers count milliseconds in 32 bits."""
+        return min(self.connect_timeout, LONGEST)
 
     @classmethod
     def of(cls, options: Options) -> Settings:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from operator import attrgetter
-from typing import Final
+from typing import Any, Final
 
 __all__ = ["ClientState"]
 
@@ -13,30 +13,38 @@ class ClientState:
     """Attributes of connection objects, as they were just after each connection was opened.
 
     `names` are the attributes; one of an object that a connection refers to is written with a dot
-    (`pgconn.notice_handler`). A list, dict or set is changed when what is in it has changed.
+    (`pgconn.notice_handler`). Of one that is not read as it is set, `readings` tells how: by another attribute
+    (`autocommit="_autocommit"`), or by a method, and then it is a method, too (`autocommit="get_autocommit()"`). A
+    list, dict or set is changed when what is in it has changed.
 
     `note` follows an open, and `forget` goes with the end of a connection. Both, and `restore`, may be called from any
     thread, but for one connection from one thread at a time.
     """
 
-    def __init__(self, *names: str) -> None:
-        self.names: Final = names
-        self._getters: Final = [attrgetter(name) for name in names]
+    def __init__(self, *names: str, **readings: str) -> None:
+        self._readings: Final = {**{name: name for name in names}, **readings}
         self._opened: Final[dict[int, tuple[object, ...]]] = {}
-        self.is_changed: Final[Callable[[object], bool]] = _comparison(names, self._opened)
+        self._read: Callable[[object], tuple[object, ...]]
+        self.is_changed: Callable[[object], bool]
         """Tell whether an attribute of the connection is not as it was noted; of one never noted, that it is."""
+        self._read, self.is_changed = _written(list(self._readings.values()), self._opened)
 
     def note(self, conn: object) -> None:
         """Remember how the connection is."""
         # By its number: a connection of a driver need be neither hashable nor weakly referable, nor take an attribute.
-        self._opened[id(conn)] = tuple(_copied(get(conn)) for get in self._getters)
+        self._opened[id(conn)] = tuple(map(_copied, self._read(conn)))
 
     def restore(self, conn: object) -> None:
         """Make the attributes as they were noted; raises what setting one raises."""
-        opened = self._opened.get(id(conn), ())
-        for name, get, value in zip(self.names, self._getters, opened, strict=False):
-            now = get(conn)
-            if now is not value and now != value:
+        opened = self._opened.get(id(conn))
+        if opened is None:
+            return
+        for (name, reading), now, value in zip(self._readings.items(), self._read(conn), opened, strict=True):
+            if now is value or now == value:
+                continue
+            if reading.endswith("()"):
+                getattr(conn, name)(value)
+            else:
                 owner, _, last = name.rpartition(".")
                 setattr(attrgetter(owner)(conn) if owner else conn, last, _copied(value))
 
@@ -49,20 +57,25 @@ def _copied(value: object) -> object:
     return value.copy() if isinstance(value, (list, dict, set)) else value
 
 
-def _comparison(names: Sequence[str], opened: dict[int, tuple[object, ...]]) -> Callable[[object], bool]:
-    """Write the comparison out, for this is the hot path: there is no loop, and the names are looked up once."""
-    values = [f"value_{number}" for number in range(len(names))]
+def _written(
+    readings: list[str], opened: dict[int, tuple[object, ...]]
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Write out how attributes are read and compared. It is the hot path: without a loop, and without names as data."""
+    values = [f"value_{number}" for number in range(len(readings))]
     parts = [
-        f"(conn.{name} is not {value} and conn.{name} != {value})" for name, value in zip(names, values, strict=True)
+        f"(conn.{name} is not {value} and conn.{name} != {value})" for name, value in zip(readings, values, strict=True)
     ]
     source = f"""
+def read(conn):
+    return ({"".join(f"conn.{name}, " for name in readings)})
+
 def is_changed(conn):
     try:
-        {"".join(f"{value}, " for value in values)} = opened[id(conn)]
+        [{", ".join(values)}] = opened[id(conn)]
     except KeyError:
         return False
-    return {" or ".join(parts)}
+    return {" or ".join(parts) or False}
 """
-    written: dict[str, Callable[[object], bool]] = {}
+    written: dict[str, Callable[..., Any]] = {}
     exec(source, {"opened": opened}, written)
-    return written["is_changed"]
+    return written["read"], written["is_changed"]

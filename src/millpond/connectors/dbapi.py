@@ -10,12 +10,16 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from millpond.connector import Condition
+from millpond.connectors._client_state import ClientState
 from millpond.connectors._watchdog import Limit
-from millpond.connectors.factory import Factory, cut
+from millpond.connectors.factory import Factory, cut, expect_any_thread
 from millpond.connectors.urls import place
+
+if TYPE_CHECKING:
+    import sqlite3
 
 __all__ = ["DBAPI"]
 
@@ -37,21 +41,40 @@ C = TypeVar("C", bound=_Connection)
 # How long a goodbye may take; seconds.
 _GOODBYE = 1.0
 
+# Arguments that are text or numbers for every driver, so that a function is not for the driver.
+_CREDENTIALS = frozenset(
+    ("user", "username", "password", "passwd", "host", "hostname", "port", "database", "dbname", "db", "dsn")
+)
+# What connections let a borrower set, by the names that drivers have for it.
+_SETTINGS = (
+    *("isolation_level", "readonly", "deferrable", "timeout", "call_timeout"),
+    *("row_factory", "text_factory", "cursor_factory", "cursorclass", "raise_on_warnings", "get_warnings"),
+    *("converter", "decoders", "encoders", "pg_types", "py_types", "inputtypehandler", "outputtypehandler"),
+)
+# What psycopg2's `status` is between the two phases of a commit.
+_PREPARED = 5
+
 
 class DBAPI(Factory[C]):
     """Connections that a DB-API 2 driver's `connect` makes, for a `Pool`.
 
-    All arguments but those named here go to `connect`; each may also be a callable without arguments, which is called
-    anew for every open (a rotated password, an IAM token). `ping` is the statement that asks whether a connection
-    works. `errors` is the driver's `Error`; by default it is looked up where `connect` is defined.
+    All arguments but those named here go to `connect`. A function given as `user`, `password`, `host`, `port`,
+    `database` or `dsn` (or by another driver's name for one of these) is called anew for every open: for a rotated
+    password, an IAM token. `ping` is the statement that asks whether a connection works. `errors` is the driver's
+    `Error`; by default it is looked up where `connect` is defined.
 
-    DB-API knows no protocol state. So an exception that is not the driver's own closes the connection, for it may have
-    come between a request and its reply; after any other loan there is a rollback, one round trip, unless the
-    connection itself tells that no transaction is open (`in_transaction`, or psycopg2's `info.transaction_status`).
-    That `autocommit` is on tells nothing: a BEGIN opens a transaction all the same. Session settings stay.
+    After a loan there is a rollback, one round trip, unless the connection itself proves that no transaction is open:
+    psycopg2 by libpq's state, sqlite3, and mysql-connector where it shows its socket. That `autocommit` is on proves
+    nothing: a BEGIN opens a transaction all the same. Other drivers do not know either whether a reply is still on its
+    way; so an exception that is not the driver's own closes the connection, for it may have come between a request and
+    its reply.
+
+    What a borrower sets on the connection object is as it was when it was opened: `autocommit`, `isolation_level`,
+    `readonly`, `deferrable`, factories of rows and cursors, conversions, time limits. Session settings stay.
 
     `timeout` is given to `connect` as `connect_timeout` if it takes that by name (whole seconds). A `ping` or `reset`
-    that takes too long is ended by cutting the socket, if the driver shows it (`fileno()`; PyMySQL, pg8000).
+    that takes too long is ended by cutting the socket, if the driver shows it (`fileno()`; PyMySQL, pg8000,
+    mysql-connector in Python).
     """
 
     def __init__(
@@ -69,6 +92,9 @@ class DBAPI(Factory[C]):
         self._statement = ping
         self._errors = _error_of(connect) if errors is None else errors
         self._limited = "connect_timeout" not in kwargs and _takes(connect, "connect_timeout")
+        # By the class of the connection: what it lets a borrower set, and whether it shows its socket.
+        self._states: dict[type, ClientState] = {}
+        self._shows_socket: dict[type, bool] = {}
         known = {name: value for name, value in kwargs.items() if not callable(value)}
         user, host, port = (known.get(name) for name in ("user", "host", "port"))
         database = known.get("database", known.get("dbname", known.get("db")))
@@ -76,37 +102,56 @@ class DBAPI(Factory[C]):
         self.target: str = place(driver, user=user, host=host, port=port, path=database)
 
     def open(self, timeout: float) -> C:
-        """Call `connect` with its arguments; raises what it raises."""
-        arguments = [value() if callable(value) else value for value in self._arguments]
-        keywords = {name: value() if callable(value) else value for name, value in self._keywords.items()}
-        if self._limited:
+        """Call `connect` with its arguments; raises what it raises, and TypeError for what only one thread may use."""
+        keywords = {
+            name: value() if name in _CREDENTIALS and callable(value) else value
+            for name, value in self._keywords.items()
+        }
+        if self._limited and timeout < math.inf:
             keywords["connect_timeout"] = max(1, math.ceil(timeout))
-        conn: C = self._connect(*arguments, **keywords)
+        conn: C = self._connect(*self._arguments, **keywords)
+        expect_any_thread(conn)
+        state = self._states.get(type(conn)) or self._states.setdefault(type(conn), _state_of(conn))
+        state.note(conn)
+        self._shows_socket.setdefault(type(conn), self.descriptor(conn) is not None)
         return conn
 
     def inspect(self, conn: C, error: BaseException | None) -> Condition:
-        """Ask the connection for its state, as far as it tells; an exception that is not the driver's has broken it."""
-        if error is not None and not isinstance(error, self._errors):
-            return Condition.BROKEN
+        """Ask the connection for its state, as far as it tells; an exception that is not the driver's may break it."""
+        state = self._states.get(type(conn))
         try:
-            if getattr(conn, "closed", False) or getattr(conn, "open", True) is False:
-                return Condition.BROKEN
-            status = getattr(getattr(conn, "info", None), "transaction_status", None)
-            in_transaction = getattr(conn, "in_transaction", None)
+            condition = _proved(conn)
+            if condition is None:
+                if error is not None and not isinstance(error, self._errors):
+                    return Condition.BROKEN
+                condition = self._told(conn)
+            if condition is Condition.CLEAN and state is not None and state.is_changed(conn):
+                return Condition.DIRTY
         except self._errors:
             return Condition.BROKEN
-        if isinstance(status, int):
-            return {0: Condition.CLEAN, 2: Condition.DIRTY, 3: Condition.DIRTY}.get(status, Condition.BROKEN)
-        if isinstance(in_transaction, bool):
-            sqlite3 = sys.modules.get("sqlite3")
-            if sqlite3 and isinstance(conn, sqlite3.Connection) and getattr(conn, "autocommit", None) is False:
-                return Condition.UNPROVED  # there always is a transaction
-            return Condition.DIRTY if in_transaction else Condition.CLEAN
-        return Condition.UNPROVED
+        return condition
+
+    def _told(self, conn: C) -> Condition:
+        """Judge by what a connection says of itself, which holds if no exchange was cut short."""
+        shows_socket = self._shows_socket.get(type(conn), False)
+        if shows_socket and self.descriptor(conn) is None:
+            return Condition.BROKEN  # closed; pg8000 does not notice when it is to roll back nothing
+        in_transaction = getattr(conn, "in_transaction", None)
+        if not isinstance(in_transaction, bool):
+            return Condition.UNPROVED
+        # mysql-connector. Its rollback reads an unread result, but takes the next result of a call for its own reply.
+        if getattr(conn, "have_next_result", False) is True or getattr(conn, "more_results", False) is True:
+            return Condition.BROKEN
+        if in_transaction:
+            return Condition.DIRTY
+        is_read = getattr(conn, "unread_result", None) is False
+        return Condition.CLEAN if is_read and shows_socket else Condition.UNPROVED
 
     def descriptor(self, conn: object) -> int | None:
         """Return the socket's descriptor, or None if the driver does not show it."""
-        for holder in (conn, getattr(conn, "_sock", None), getattr(conn, "_usock", None)):  # PyMySQL, pg8000
+        # PyMySQL, pg8000, mysql-connector.
+        wrapped = getattr(getattr(conn, "_socket", None), "sock", None)
+        for holder in (conn, getattr(conn, "_sock", None), getattr(conn, "_usock", None), wrapped):
             if (descriptor := super().descriptor(holder)) is not None:
                 return descriptor
         return None
@@ -121,20 +166,37 @@ class DBAPI(Factory[C]):
             conn.rollback()
 
     def reset(self, conn: C, timeout: float) -> None:
-        """Roll back: one round trip."""
+        """Roll back, one round trip, and put back what was set; MySQL is told of `autocommit` by another one."""
+        state = self._states.get(type(conn))
         with _limit(self.descriptor(conn), timeout):
+            # In this order: within a transaction psycopg2 changes nothing, and MySQL would commit it.
             conn.rollback()
+            if state is not None:
+                state.restore(conn)
 
     def close(self, conn: C) -> None:
         """Close the connection; the socket is cut, if the driver shows it, when that takes longer than a second."""
+        self._forget(conn)
         try:
             with _limit(self.descriptor(conn), _GOODBYE):
                 conn.close()
         except (OSError, RuntimeError):
             self.abandon(conn)  # no descriptor is left for the limit, or no thread, as at the end of the interpreter
 
+    def abandon(self, conn: C) -> None:
+        """Cut the socket, if the driver shows it, and close what is left."""
+        self._forget(conn)
+        super().abandon(conn)
+
+    def _forget(self, conn: C) -> None:
+        state = self._states.get(type(conn))
+        if state is not None:
+            state.forget(conn)
+
     def refused(self, error: BaseException) -> bool:
-        """Tell a refusal by its SQLSTATE, by MySQL's number for it, or by PostgreSQL's words."""
+        """Tell a refusal by SQLSTATE, by MySQL's number, or by PostgreSQL's words; a TypeError is the program's own."""
+        if super().refused(error):
+            return True
         first = error.args[0] if error.args else None
         if isinstance(first, dict):  # pg8000
             first = first.get("C")
@@ -154,6 +216,57 @@ def _limit(descriptor: int | None, timeout: float) -> Iterator[None]:
     # A descriptor of our own: by the time the limit has passed, the driver's number may be somebody else's.
     with socket.socket(fileno=os.dup(descriptor)) as twin, Limit(timeout, functools.partial(cut, twin)):
         yield
+
+
+def _proved(conn: object) -> Condition | None:
+    """Tell what a connection is fit for if it can prove it, whatever has become of the last exchange; None if not."""
+    closed, is_open = getattr(conn, "closed", None), getattr(conn, "open", None)
+    # A number for some drivers; for others `closed` and `open` are methods, of which nothing is known.
+    if (isinstance(closed, int) and closed) or (isinstance(is_open, int) and not is_open):
+        return Condition.BROKEN
+    if getattr(conn, "_xid", None) is not None:
+        return Condition.BROKEN  # pg8000: a transaction in two phases, which the next borrower's `tpc_commit` would end
+    status = getattr(getattr(conn, "info", None), "transaction_status", None)
+    if isinstance(status, int):  # libpq's: see millpond.connectors._psycopg
+        if getattr(conn, "status", None) == _PREPARED:
+            return Condition.BROKEN
+        return {0: Condition.CLEAN, 2: Condition.DIRTY, 3: Condition.DIRTY}.get(status, Condition.BROKEN)
+    sqlite3 = sys.modules.get("sqlite3")
+    return _proved_by_sqlite(conn) if sqlite3 and isinstance(conn, sqlite3.Connection) else None
+
+
+def _proved_by_sqlite(conn: sqlite3.Connection) -> Condition:
+    condition = Condition.CLEAN
+    if conn.in_transaction:
+        if getattr(conn, "autocommit", None) is not False:
+            return Condition.DIRTY
+        condition = Condition.UNPROVED  # there always is a transaction
+    try:
+        conn.interrupt()  # see millpond.connectors.sqlite
+        conn.execute("SELECT 1").close()
+    except Exception:
+        return Condition.BROKEN  # a half-read cursor
+    return condition
+
+
+def _state_of(conn: object) -> ClientState:
+    """Find out what this driver's connections let a borrower set."""
+    names = [name for name in _SETTINGS if _has(conn, name, method=False)]
+    if _has(conn, "autocommit", method=True):
+        readings = {"autocommit": "get_autocommit()"} if _has(conn, "get_autocommit", method=True) else {}
+    elif "_autocommit" in getattr(conn, "__dict__", {}):
+        readings = {"autocommit": "_autocommit"}  # mysql-connector's property asks the server
+    else:
+        readings = {"autocommit": "autocommit"} if _has(conn, "autocommit", method=False) else {}
+    return ClientState(*names, **readings)
+
+
+def _has(conn: object, name: str, *, method: bool) -> bool:
+    try:
+        value = getattr(conn, name)
+    except Exception:  # not with this server, this client, ...
+        return False
+    return (getattr(value, "__self__", None) is conn) is method
 
 
 def _takes(connect: Callable[..., object], name: str) -> bool:

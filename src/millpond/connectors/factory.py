@@ -9,6 +9,8 @@ import inspect
 import os
 import socket
 import stat
+import sys
+import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
@@ -92,8 +94,8 @@ class _Inspection(Generic[C]):
                 begin(closing)
 
     def refused(self, error: BaseException) -> bool:
-        """Ask the given `refused`; without one, every failure is worth another try."""
-        return self._refused is not None and self._refused(error)
+        """Ask the given `refused`; without one, every failure is worth another try but a TypeError of the program's."""
+        return isinstance(error, TypeError) if self._refused is None else self._refused(error)
 
 
 class Factory(_Inspection[C]):
@@ -122,11 +124,15 @@ class Factory(_Inspection[C]):
         super().__init__(connect, close, ping, reset, inspect, abandon, refused)
 
     def open(self, timeout: float) -> C:
-        """Call `connect`; raises what it raises. `timeout` is not enforced."""
+        """Call `connect`; raises what it raises, and TypeError for what only one thread may use.
+
+        `timeout` is not enforced.
+        """
         conn = self._connect()
         if inspect.iscoroutine(conn):
             conn.close()
             raise TypeError(f"{self.target} returns a coroutine; connections that are awaited are for AsyncPool")
+        expect_any_thread(conn)
         return cast("C", conn)
 
     def ping(self, conn: C, timeout: float) -> None:
@@ -195,6 +201,30 @@ class AsyncFactory(_Inspection[C]):
     async def close(self, conn: C) -> None:
         """Call `close` and wait for it; raises what it raises."""
         await _done(self._close(conn))
+
+
+def expect_any_thread(conn: object) -> None:
+    """Raise TypeError for a connection that works in this thread only: the pool opens it in a thread of its own."""
+    sqlite3 = sys.modules.get("sqlite3")
+    if not sqlite3 or not isinstance(conn, sqlite3.Connection):
+        return
+    refusals: list[Exception] = []
+
+    def use() -> None:
+        try:
+            conn.cursor()
+        except sqlite3.ProgrammingError as refusal:
+            refusals.append(refusal)
+
+    thread = threading.Thread(target=use, name="millpond-try")
+    thread.start()
+    thread.join()
+    if refusals:
+        conn.close()
+        raise TypeError(
+            "this connection of sqlite3 works only in the thread that made it, and the pool makes connections in "
+            "threads of its own; give connect check_same_thread=False, or use Pool.from_url('sqlite:///path')"
+        ) from refusals[0]
 
 
 def cut(sock: socket.socket | TransportSocket) -> None:
