@@ -662,7 +662,7 @@ class Shell(ABC, Generic[C]):
         elif refusal is Refusal.DOWN and outage is not None and outage.refused:
             what = f"is not let in by {self._inspector.target}"
             hint = "check user, password and database"
-            if _is_own_mistake(cause):
+            if _asks_nobody(cause):
                 what, hint = f"cannot make a connection to {self._inspector.target}", "see the last error"
             error = self._error(
                 ConnectFailed,
@@ -711,7 +711,7 @@ class Shell(ABC, Generic[C]):
         outage, share = self._core.outage, self._core.share
         if outage is not None and outage.refused:
             why, hint = "the server refuses the pool", "check user, password and database"
-            if _is_own_mistake(outage.cause):
+            if _asks_nobody(outage.cause):
                 why, hint = "no connection can be made", "see the last error"
         elif outage is not None:
             why, hint = "the server cannot be reached", f"see why {self._inspector.target} is down"
@@ -778,8 +778,10 @@ def pools() -> list[Shell[Any]]:
     return [pool for pool in _fork.pools() if isinstance(pool, Shell)]
 
 
-def _is_own_mistake(cause: BaseException | None) -> bool:
-    """Whether no server was asked, for what the program has given makes no connection."""
+def _asks_nobody(cause: BaseException | None) -> bool:
+    """Whether no server has refused a login: the program has given what makes no connection, or it is a file."""
+    if any(kind.__module__ == "sqlite3" for kind in type(cause).__mro__):
+        return True
     # A certificate that is not trusted is an OSError, too.
     return isinstance(cause, (TypeError, ValueError)) and not isinstance(cause, OSError)
 

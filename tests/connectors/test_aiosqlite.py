@@ -35,7 +35,7 @@ def anyio_backend() -> str:
 
 @pytest.fixture
 def connector(tmp_path: Path) -> Aiosqlite:
-    return Aiosqlite(tmp_path / "app.db")
+    return Aiosqlite(tmp_path / "app.db", wal=True)
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ async def test_a_half_read_cursor_behind_another_change_reaches_nobody(
     tmp_path: Path, conn: aiosqlite.Connection
 ) -> None:
     """Its snapshot of the database would be the next borrower's, who could not write either."""
-    async with AsyncPool(Aiosqlite(tmp_path / "app.db"), max_size=1) as pool:
+    async with AsyncPool(Aiosqlite(tmp_path / "app.db", wal=True), max_size=1) as pool:
         async with pool.connection() as lent:
             lent.row_factory = sqlite3.Row
             await lent.execute(f"insert into work {SOME.format(500)}")
@@ -146,6 +146,44 @@ async def test_a_connection_cancelled_in_mid_query_is_waited_out(
         await connector.reset(conn, 5)
         assert connector.inspect(conn, None) is CLEAN
         assert list(await conn.execute_fetchall("select count(*) from work")) == [(10,)]
+
+
+@pytest.mark.parametrize("ending", ["cancelled", "returned", "lost"])
+async def test_nothing_of_a_loan_begins_after_it_has_ended(
+    tmp_path: Path, conn: aiosqlite.Connection, ending: str
+) -> None:
+    async with AsyncPool(Aiosqlite(tmp_path / "app.db", wal=True), max_size=1) as pool:
+        lease = pool.connection()
+        lent = await lease.__aenter__()
+        tasks = [await begun(lent)]
+        tasks += [asyncio.ensure_future(call) for call in (lent.execute("insert into work values (99)"), lent.commit())]
+        await asyncio.sleep(0)
+        if ending == "cancelled":
+            for task in tasks:
+                task.cancel()
+        if ending == "lost":
+            del lease
+        else:
+            await lease.__aexit__(None, None, None)
+        del lent
+
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(isinstance(result, (sqlite3.Error, asyncio.CancelledError)) for result in results)
+        async with pool.connection() as again:
+            assert list(await again.execute_fetchall("select count(*) from work")) == [(10,)]
+
+
+async def test_a_call_that_was_cancelled_before_it_began_is_not_done(
+    connector: Aiosqlite, conn: aiosqlite.Connection
+) -> None:
+    slow = await begun(conn)
+    behind = asyncio.ensure_future(conn.execute("insert into work values (99)"))
+    await asyncio.sleep(0)
+    behind.cancel()
+    await conn.interrupt()
+    await asyncio.gather(slow, behind, return_exceptions=True)
+    assert list(await conn.execute_fetchall("select count(*) from work")) == [(10,)]
+    assert connector.inspect(conn, None) is CLEAN
 
 
 async def test_a_thread_that_cannot_be_interrupted_fails_the_reset(
@@ -256,7 +294,7 @@ async def test_what_is_no_database_is_a_refusal(tmp_path: Path) -> None:
 
 
 def test_the_target_names_the_file() -> None:
-    assert repr(Aiosqlite("a.db")) == "<Aiosqlite sqlite:///a.db>"
+    assert repr(Aiosqlite("a.db")) == f"<Aiosqlite sqlite:///{Path.cwd()}/a.db>"
 
 
 def test_a_missing_driver_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:

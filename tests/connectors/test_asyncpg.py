@@ -9,7 +9,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from time import monotonic
-from typing import Any
+from typing import Any, Literal
 
 import anyio
 import asyncpg
@@ -279,6 +279,59 @@ async def test_listeners_and_loggers_do_not_reach_the_next(
         assert connector.inspect(conn, None) is CLEAN
     await conn.execute("select 1")
     assert heard == []
+
+
+async def test_a_logger_that_is_changed_for_another_does_not_reach_the_next(postgres: Postgres) -> None:
+    """What a class has put there for itself stays."""
+    logged: list[object] = []
+
+    class Mine(asyncpg.Connection):  # type: ignore[misc]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.add_query_logger(logged.append)
+
+    connector = Asyncpg(postgres.url, connection_class=Mine)
+    async with opened(connector) as conn:
+        assert connector.inspect(conn, None) is CLEAN
+        conn.remove_query_logger(logged.append)
+        conn.add_query_logger(print)
+        assert connector.inspect(conn, None) is DIRTY
+        await connector.reset(conn, 5)
+        assert connector.inspect(conn, None) is CLEAN
+        await conn.execute("select 501")
+        await asyncio.sleep(0)  # it is told of it by the loop
+        assert len(logged) == 1
+
+
+@pytest.mark.parametrize("reset", ["transaction", "session"])
+@pytest.mark.parametrize("statement", ["deallocate all", "discard all"])
+async def test_what_a_borrower_has_dropped_of_the_session_fails_one_query_at_most(
+    postgres: Postgres, reset: Literal["transaction", "session"], statement: str
+) -> None:
+    async with AsyncPool(Asyncpg(postgres.url, reset=reset), max_size=1) as pool:
+        async with pool.connection() as conn:
+            assert await conn.fetchval("select 41 + $1::int", 1) == 42
+            await conn.execute(statement)
+        failures = 0
+        for _ in range(5):
+            try:
+                async with pool.connection() as conn:
+                    assert await conn.fetchval("select 41 + $1::int", 1) == 42
+            except asyncpg.InvalidSQLStatementNameError:
+                failures += 1
+        assert failures == (1 if reset == "transaction" else 0)
+
+
+async def test_with_session_reset_a_temporary_table_may_be_made_anew(postgres: Postgres) -> None:
+    async with AsyncPool(Asyncpg(postgres.url, reset="session"), max_size=1) as pool:
+        for columns, row in (("x int", (1,)), ("x text, y int", ("1", 1)), ("y int", (1,))):
+            async with pool.connection() as conn, conn.transaction():
+                await conn.execute(f"create temporary table work ({columns})")
+                await conn.execute("insert into work values (" + ", ".join("1" * len(row)) + ")")
+                assert tuple(await conn.fetchrow("select * from work")) == row
+        async with pool.connection() as conn:
+            assert await conn.fetchval("select count(*) from pg_prepared_statements") == 1
+        assert pool.stats().opens == 1
 
 
 async def test_what_outlives_its_loan_does_not_work_in_the_next(connector: Asyncpg, conn: Conn) -> None:

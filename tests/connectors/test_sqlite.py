@@ -3,8 +3,12 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import re
+import shutil
 import sqlite3
+import subprocess
 import sys
+import tempfile
 import threading
 import time
 import weakref
@@ -17,6 +21,7 @@ import pytest
 from millpond import ConnectFailed, Pool
 from millpond.connector import Condition, Connector
 from millpond.connectors.sqlite import Sqlite
+from millpond.connectors.urls import InvalidURL, connector_for
 
 CLEAN, UNPROVED, DIRTY, BROKEN = Condition
 
@@ -28,7 +33,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def connector(path: Path) -> Sqlite:
-    return Sqlite(path)
+    return Sqlite(path, wal=True)
 
 
 @pytest.fixture
@@ -136,7 +141,7 @@ def test_a_half_read_cursor_behind_another_change_reaches_nobody(
     path: Path, conn: sqlite3.Connection, what: str
 ) -> None:
     """Its snapshot of the database would be the next borrower's, who could not write either."""
-    with Pool(Sqlite(path), max_size=1) as pool:
+    with Pool(Sqlite(path, wal=True), max_size=1) as pool:
         with pool.connection() as lent:
             HIDDEN[what](lent)
             held = lent.execute("select * from work")
@@ -215,12 +220,19 @@ else:
             Sqlite(":memory:", autocommit=True)
 
 
-def test_a_file_is_in_wal_mode_unless_told_otherwise(tmp_path: Path) -> None:
-    for wal, mode in ((True, "wal"), (False, "delete")):
-        connector = Sqlite(tmp_path / mode, wal=wal)
-        conn = connector.open(5)
-        assert conn.execute("pragma journal_mode").fetchone() == (mode,)
-        connector.close(conn)
+@pytest.mark.parametrize("mode", ["delete", "truncate", "wal"])
+def test_a_file_keeps_its_journal_mode_unless_told_otherwise(path: Path, mode: str) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as conn:
+        conn.execute(f"pragma journal_mode = {mode}")
+        conn.execute("create table work (x int)")
+    before = path.read_bytes()
+    connector = Sqlite(path)
+    connector.close(connector.open(5))
+    assert path.read_bytes() == before
+    connector = Sqlite(path, wal=True)
+    conn = connector.open(5)
+    assert conn.execute("pragma journal_mode").fetchone() == ("wal",)
+    connector.close(conn)
 
 
 def test_many_can_open_a_new_file_at_once(tmp_path: Path) -> None:
@@ -234,7 +246,7 @@ def test_many_can_open_a_new_file_at_once(tmp_path: Path) -> None:
             failures.append(exc)
 
     for number in range(10):
-        connector, ready = Sqlite(tmp_path / str(number)), threading.Barrier(8)
+        connector, ready = Sqlite(tmp_path / str(number), wal=True), threading.Barrier(8)
         threads = [threading.Thread(target=use, args=(connector, ready)) for _ in range(8)]
         for thread in threads:
             thread.start()
@@ -313,6 +325,16 @@ def test_memory_is_freed_with_its_connector() -> None:
     connector.close(conn)
 
 
+def test_connections_to_a_shared_cache_share_one_database() -> None:
+    connector = Sqlite("file::memory:?cache=shared")
+    conn = connector.open(5)
+    conn.execute("create table work (x int)")
+    connector.close(conn)
+    conn = connector.open(5)
+    assert conn.execute("select count(*) from sqlite_schema").fetchone() == (1,)
+    connector.close(conn)
+
+
 @pytest.mark.parametrize("database", ["", "file:x?mode=memory", "file::memory:"])
 def test_databases_that_cannot_be_shared_are_declined(database: str) -> None:
     with pytest.raises(ValueError, match="each connection"):
@@ -345,12 +367,134 @@ def test_a_read_only_database_can_be_opened(path: Path) -> None:
     connector.close(ours)
 
 
-def test_what_is_no_database_is_a_refusal(path: Path) -> None:
-    path.write_text("hello, hello, hello" * 100)
-    connector = Sqlite(path)
-    with pytest.raises(sqlite3.DatabaseError) as failure:
-        connector.open(5)
-    assert connector.refused(failure.value)
+READING = """
+import os, sqlite3, sys
+from millpond import ConnectFailed, Pool
+from millpond.connectors.sqlite import Sqlite
+path = sys.argv[1]
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+for source in (Sqlite(path), Sqlite(f"file:{path}?mode=ro")):
+    with Pool(source) as pool, pool.connection() as conn:
+        print(conn.execute("select x from work").fetchall())
+try:
+    with Pool(Sqlite(path, wal=True)) as pool, pool.connection():
+        pass
+except ConnectFailed as failure:
+    print(failure)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody who may not write")
+def test_a_file_that_may_only_be_read_is_read() -> None:
+    # Where everybody may go.
+    folder = Path(tempfile.gettempdir()) / f"millpond-{os.getpid()}"
+    folder.mkdir(mode=0o755)
+    path = folder / "data.db"
+    try:
+        with contextlib.closing(sqlite3.connect(path)) as conn, conn:
+            conn.execute("create table work (x int)")
+            conn.execute("insert into work values (7)")
+        path.chmod(0o444)
+        done = subprocess.run([sys.executable, "-c", READING, path], capture_output=True, text=True, timeout=60)
+    finally:
+        shutil.rmtree(folder)
+    assert done.stdout.count("[(7,)]") == 2, done.stderr
+    assert "wal=True changes the file, which may not be written; leave wal out" in done.stdout
+    assert "cannot make a connection to sqlite:///" in done.stdout
+
+
+def test_a_database_that_cannot_be_put_in_wal_mode_says_so(path: Path) -> None:
+    with (
+        Pool(Sqlite(f"file:{path}?nolock=1", wal=True)) as pool,
+        pytest.raises(ConnectFailed, match=r"stays in mode 'delete'; leave wal out"),
+        pool.connection(),
+    ):
+        pass
+
+
+def broken(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as conn, conn:
+        conn.execute("create table work (x int)")
+    content = bytearray(path.read_bytes())
+    content[100:108] = b"\xff" * 8  # where the first page of the schema begins
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda path: path.write_text("hello, hello, hello" * 100), "file is not a database"),
+        (broken, "database disk image is malformed"),
+    ],
+)
+def test_what_is_no_database_or_a_broken_one_is_told_at_once(
+    path: Path, make: Callable[[Path], object], words: str
+) -> None:
+    make(path)
+    with Pool(Sqlite(path)) as pool, pytest.raises(ConnectFailed, match=words) as failure, pool.connection():
+        pass
+    assert f"cannot make a connection to sqlite:///{path}" in str(failure.value)
+    assert "password" not in str(failure.value)
+    assert pool.stats().open_failures == 1
+
+
+def test_a_relative_path_leads_where_it_led_when_the_connector_was_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    monkeypatch.chdir(tmp_path)
+    with contextlib.closing(sqlite3.connect("a b.db")) as conn, conn:
+        conn.execute("create table work (x int)")
+    connectors = [Sqlite("a b.db"), Sqlite(Path("a b.db")), Sqlite("file:a%20b.db?mode=rw"), Sqlite(b"a b.db")]  # type: ignore[arg-type]
+    monkeypatch.chdir(other)
+    for connector in connectors:
+        with Pool(connector) as pool, pool.connection() as one, pool.connection() as two:
+            for conn in (one, two):
+                assert conn.execute("select count(*) from work").fetchone() == (0,)
+            assert connector.alive(one)
+        assert connector.target == f"sqlite:///{tmp_path}/a b.db"
+    assert list(other.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        ("mdoe=ro", "no query parameter 'mdoe'; there are mode, cache, immutable"),
+        ("timeout=0.2", "no query parameter 'timeout'; say busy_timeout=... as a keyword"),
+        ("wal=1", "no query parameter 'wal'; say wal=... as a keyword"),
+        ("mode=ro&check_same_thread=false", "may be used in any thread"),
+        ("mode=read", "'mode' of SQLite must be one of ro, rw, rwc, memory"),
+        ("cache=", "'cache' of SQLite must be one of shared, private"),
+    ],
+)
+def test_what_sqlite_would_pass_over_in_a_uri_is_refused(path: Path, query: str, words: str) -> None:
+    with pytest.raises(InvalidURL, match=re.escape(words)):
+        Sqlite(f"file:{path}?{query}")
+    with pytest.raises(InvalidURL, match=re.escape(words)):
+        connector_for(f"sqlite:///{path}?{query}")
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("query", ["mode=ro&uri=true", "uri=true&mode=rwc", "uri=true"])
+@pytest.mark.parametrize("form", ["file:app.db", "file:./app.db", "file:{}/app.db", "file://{}/app.db"])
+def test_a_uri_as_sqlalchemy_has_it_leads_to_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, query: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with contextlib.closing(sqlite3.connect("app.db")) as conn, conn:
+        conn.execute("create table work (x int)")
+    pool: Pool[sqlite3.Connection]
+    with Pool.from_url(f"sqlite:///{form.format(tmp_path)}?{query}") as pool, pool.connection() as conn:
+        assert conn.execute("select count(*) from work").fetchone() == (0,)
+    assert [file.name for file in tmp_path.iterdir()] == ["app.db"]
+
+
+def test_a_home_directory_is_not_guessed() -> None:
+    with pytest.raises(InvalidURL, match="write the path out"):
+        connector_for("sqlite:///~/app.db")
 
 
 def test_a_missing_directory_is_no_refusal(tmp_path: Path) -> None:
@@ -554,7 +698,7 @@ def test_an_interrupt_that_met_nobody_does_not_keep_the_log_from_being_written_b
 
 
 def test_what_was_half_read_keeps_its_file_until_it_is_dropped_and_locks_nobody_out(path: Path) -> None:
-    connector = Sqlite(path)
+    connector = Sqlite(path, wal=True)
     conns = [connector.open(5), connector.open(5)]
     conns[0].execute("create table work (x int)")
     conns[0].executemany("insert into work values (?)", [(x,) for x in range(10)])
@@ -734,4 +878,4 @@ def test_the_target_names_the_file(connector: Sqlite, path: Path) -> None:
     assert connector.target == f"sqlite:///{path}"
     assert Sqlite(":memory:").target == "sqlite:///:memory:"
     factory: Any = lambda cursor, row: row  # noqa: E731
-    assert repr(Sqlite("a.db", row_factory=factory)) == "<Sqlite sqlite:///a.db>"
+    assert repr(Sqlite("a.db", row_factory=factory)) == f"<Sqlite sqlite:///{Path.cwd()}/a.db>"

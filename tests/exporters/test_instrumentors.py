@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,7 @@ import millpond
 import millpond.redis
 import millpond.redis.asyncio
 from millpond.connectors.psycopg import AsyncPsycopg, Psycopg
+from millpond.connectors.sqlite import Sqlite
 from millpond.requests import install
 from millpond.testing import Postgres, Valkey
 from millpond.urllib3 import PoolManager
@@ -146,6 +148,22 @@ def test_psycopg_for_tasks(spans: InMemorySpanExporter, postgres: Postgres) -> N
 
     anyio.run(main)
     assert names(spans) == ["select"] * 2
+
+
+@pytest.mark.parametrize("library", ["sqlite3"])
+def test_sqlite3_by_url(spans: InMemorySpanExporter, tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    with millpond.Pool(Sqlite(path), max_size=1) as pool:
+        for _ in range(2):
+            with pool.connection() as conn:
+                assert conn.row_factory is None
+                conn.row_factory = sqlite3.Row
+                cursor = conn.cursor()
+                assert tuple(cursor.execute("select 42").fetchone()) == (42,)
+        assert (pool.stats().opens, pool.stats().closes) == (1, {})
+    assert names(spans) == ["select"] * 2
+    descriptors = [os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")]
+    assert str(path) not in descriptors
 
 
 @pytest.mark.parametrize("library", ["sqlite3"])

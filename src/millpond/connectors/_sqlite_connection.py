@@ -125,7 +125,7 @@ def close(conn: sqlite3.Connection) -> None:
 
     A cursor at rest does not keep it open, and is closed with it.
     """
-    ended = _end(conn)
+    ended = _end(_bare(conn))
     for _ in range(GRACE):
         if not _users(ended):
             break
@@ -139,7 +139,8 @@ def close(conn: sqlite3.Connection) -> None:
 
 def abandon(conn: sqlite3.Connection) -> None:
     """Close a connection, unless there is a cursor of it: then when that is gone."""
-    if cast("Connection", conn).callbacks:
+    conn = _bare(conn)
+    if conn.callbacks:
         close(conn)  # it could not be rolled back, and would keep others out
         return
     ended = _end(conn)
@@ -148,6 +149,11 @@ def abandon(conn: sqlite3.Connection) -> None:
     else:
         _close(ended)
     close_what_waits()
+
+
+def _bare(conn: sqlite3.Connection) -> Connection:
+    """Return the connection itself: what traces `sqlite3.connect` wraps what it returns, and lists no cursors."""
+    return cast("Connection", getattr(conn, "__wrapped__", conn))
 
 
 def close_what_waits() -> None:
@@ -225,7 +231,7 @@ def _cursors(conn: sqlite3.Connection) -> list[object]:
 @functools.cache
 def _can_tell() -> bool:
     """Whether this Python's connections list their cursors."""
-    with contextlib.closing(sqlite3.connect(":memory:")) as conn:
+    with contextlib.closing(_bare(sqlite3.connect(":memory:"))) as conn:
         cursor = conn.cursor()
         return _cursors(conn) == [cursor]
 

@@ -1,7 +1,8 @@
 """Connections of aiosqlite to SQLite, for asyncio.
 
 aiosqlite runs each connection in a thread of its own. A cancelled call goes on in that thread, unseen; so the calls
-that have begun and ended are counted, and `reset` interrupts a connection whose thread is at work and waits for it.
+that have begun and ended are counted, and `reset` interrupts a connection whose thread is at work and waits for it. Of
+what was waiting behind such a call nothing begins any more once it was cancelled, or the loan is over.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class _Connection(aiosqlite.Connection):
         self._close_raw = close
         self._raw: sqlite3.Connection | None = None
         self._begun = self._ended = 0  # written by the loop's thread and by ours, one each
+        self._over = 0  # so many had been asked for when the last loan ended
 
     @property
     def busy(self) -> bool:
@@ -49,19 +51,33 @@ class _Connection(aiosqlite.Connection):
         return self._raw
 
     async def _execute(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        # As aiosqlite's own.
+        if not self._running or self._connection is None:
+            raise ValueError("Connection closed")
+        future = asyncio.get_running_loop().create_future()
+        self._begun += 1
+        number = self._begun
+
         def call() -> object:
             try:
+                if future.cancelled() or number <= self._over:
+                    raise sqlite3.ProgrammingError("the loan of this connection ended before the call began")
                 return fn(*args, **kwargs)
             finally:
                 self._ended += 1
 
-        self._begun += 1
-        return await super()._execute(call)  # type: ignore[no-untyped-call]
+        self._tx.put_nowait((future, call))
+        return await future
+
+    def forgo(self) -> None:
+        """Have nothing begin any more of what was asked for until now."""
+        self._over = self._begun
 
     def stop(self) -> None:
         """Have the thread close the connection and end, once it has done what is in its queue; needs no loop."""
         self._running = False
         self._connection = None
+        self.forgo()
 
         def close_and_stop() -> object:
             raw, self._raw = self._raw, None
@@ -99,7 +115,8 @@ class Aiosqlite:
     """Connections of aiosqlite to one SQLite database, for an `AsyncPool` on asyncio; trio is not supported by it.
 
     Arguments and what is cleaned between loans are those of `millpond.connectors.sqlite.Sqlite`. If a connection comes
-    back while its thread still works for a cancelled call, that is interrupted and waited for before the next loan.
+    back while its thread still works for a cancelled call, that is interrupted and waited for before the next loan. A
+    call that has not begun when it is cancelled, or when its loan ends, never does.
     """
 
     provable = True
@@ -108,7 +125,7 @@ class Aiosqlite:
         self,
         database: str | os.PathLike[str],
         *,
-        wal: bool = True,
+        wal: bool = False,
         busy_timeout: float = 5.0,
         isolation_level: IsolationLevel = "DEFERRED",
         autocommit: bool | None = None,
@@ -139,10 +156,13 @@ class Aiosqlite:
             return await conn
 
     def inspect(self, conn: aiosqlite.Connection, error: BaseException | None) -> Condition:
-        """Look as `Sqlite` does, if the connection's thread is at rest."""
+        """Look as `Sqlite` does, if the connection's thread is at rest; if not, what it has not begun is dropped."""
         if not isinstance(conn, _Connection) or conn._connection is None:
             return Condition.BROKEN
-        return Condition.DIRTY if conn.busy else self._sqlite.inspect(conn._connection, error)
+        if not conn.busy:
+            return self._sqlite.inspect(conn._connection, error)
+        conn.forgo()
+        return Condition.DIRTY
 
     def alive(self, conn: aiosqlite.Connection) -> bool:
         """Tell whether the path still leads to the file that the connection has open."""
@@ -168,6 +188,7 @@ class Aiosqlite:
         """Interrupt what the thread is still at, and wait until it has closed the connection."""
         try:
             if isinstance(conn, _Connection) and conn.busy:
+                conn.forgo()
                 conn._conn.interrupt()
             await conn._execute(self._sqlite.close, conn._conn)  # type: ignore[no-untyped-call]
         finally:

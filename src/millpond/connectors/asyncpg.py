@@ -22,6 +22,7 @@ from weakref import WeakKeyDictionary
 from millpond import _watcher
 from millpond._extras import extra
 from millpond.connector import Condition
+from millpond.connectors._client_state import ClientState
 from millpond.connectors.factory import cut_number
 from millpond.connectors.urls import expect_encoded, place, without_secrets
 
@@ -35,6 +36,14 @@ CLEAN, UNPROVED, DIRTY, BROKEN = Condition
 # SQLSTATE read_only_sql_transaction. A primary that was demoted goes on answering, and its name may lead elsewhere by
 # now: a connection on which a borrower failed so is not kept.
 _READ_ONLY = "25006"
+# What a query fails of when client and server disagree about what is prepared (after a borrower's DISCARD ALL, or
+# behind a pooler): every later one would fail as well.
+_AT_ODDS = (
+    asyncpg.InvalidSQLStatementNameError,
+    asyncpg.InvalidCachedStatementError,
+    asyncpg.ProtocolViolationError,
+    asyncpg.InternalClientError,
+)
 
 
 class Asyncpg:
@@ -46,7 +55,11 @@ class Asyncpg:
     `reset="transaction"`, the default, rolls back what is open, waits for the end of a cancelled query, and removes the
     borrower's listeners and loggers; there is no round trip if there is nothing of the kind. `reset="session"` also
     resets, after every loan and in one round trip, settings and role, and drops advisory locks, temporary tables, held
-    cursors, sequence caches and LISTEN; prepared statements stay, for asyncpg caches them. Type codecs always stay.
+    cursors, prepared statements (asyncpg's cache is then empty, and each query prepared anew), sequence caches and
+    LISTEN. Type codecs always stay.
+
+    A connection on which a query failed because client and server disagree about what is prepared is closed, if the
+    exception leaves the loan.
 
     Cursors, prepared statements and transactions that outlive their loan raise `asyncpg.InterfaceError` when used.
     """
@@ -67,6 +80,7 @@ class Asyncpg:
             raise TypeError(f"neither the pool nor asyncpg.connect() knows the argument {min(strange)!r}")
         self._arguments = {"dsn": dsn, **kwargs}
         self._session = reset == "session"
+        self._state = ClientState("_log_listeners", "_query_loggers", "_termination_listeners")
         self._descriptors: WeakKeyDictionary[asyncpg.Connection, _watcher.Descriptor] = WeakKeyDictionary()
         self.target: str
         if isinstance(dsn, str):
@@ -92,7 +106,12 @@ class Asyncpg:
                 expect_encoded(arguments["dsn"])
             arguments["timeout"] = timeout
             conn: asyncpg.Connection = await asyncpg.connect(**arguments)
-        self._watch(conn)
+        # asyncpg reads idle connections, too, and closes them before others can look: so it is to tell of a hang-up.
+        descriptor = _watcher.identify(self.descriptor(conn))
+        if descriptor is not None:
+            self._descriptors[conn] = descriptor
+        conn.add_termination_listener(self._hung_up)
+        self._state.note(conn)
         return conn
 
     def inspect(self, conn: asyncpg.Connection, error: BaseException | None) -> Condition:
@@ -106,15 +125,13 @@ class Asyncpg:
             return DIRTY if protocol._is_cancelling() else BROKEN
         if conn._stmt_exclusive_section._acquired or not conn._transport.is_reading():
             return BROKEN  # a task is between two steps of its query, or a COPY waits for its sink
-        if error is not None and getattr(error, "sqlstate", None) == _READ_ONLY:
+        if error is not None and (isinstance(error, _AT_ODDS) or getattr(error, "sqlstate", None) == _READ_ONLY):
             return BROKEN
         if (
             protocol.is_in_transaction()
             or conn._top_xact is not None
             or conn._listeners
-            or conn._log_listeners
-            or conn._query_loggers
-            or len(conn._termination_listeners) != 1
+            or self._state.is_changed(conn)
         ):
             return DIRTY
         # Nobody can tell what a session was told.
@@ -150,28 +167,18 @@ class Asyncpg:
             conn._top_xact = None
             statements = ["ROLLBACK"] if protocol.is_in_transaction() else []
             if self._session:
-                # What asyncpg's reset leaves: the role (RESET ALL does not touch it), temporary tables, sequences.
-                more = ["SET SESSION AUTHORIZATION DEFAULT", "DISCARD TEMP", "DISCARD SEQUENCES"]
+                # What asyncpg's reset leaves: the role (RESET ALL does not touch it), temporary tables, sequences, and
+                # statements, which may be about those tables. All of it is DISCARD ALL, which must be sent alone.
+                more = ["SET SESSION AUTHORIZATION DEFAULT", "DISCARD TEMP", "DISCARD SEQUENCES", "DEALLOCATE ALL"]
                 statements += [*more, conn.get_reset_query()]
             elif conn._listeners:
                 statements.append("UNLISTEN *")
             if statements:
                 await conn.execute(";\n".join(statements))
-            for callbacks in (
-                conn._listeners,
-                conn._log_listeners,
-                conn._query_loggers,
-                conn._termination_listeners,
-            ):
-                callbacks.clear()
-            self._watch(conn)
-
-    def _watch(self, conn: asyncpg.Connection) -> None:
-        """Have asyncpg tell of a hang-up: it reads idle connections, too, and closes them before others can look."""
-        descriptor = _watcher.identify(self.descriptor(conn))
-        if descriptor is not None:
-            self._descriptors[conn] = descriptor
-        conn.add_termination_listener(self._hung_up)
+            if self._session:
+                conn._mark_stmts_as_closed()
+            conn._listeners.clear()
+            self._state.restore(conn)
 
     def _hung_up(self, conn: asyncpg.Connection) -> None:
         if conn in self._descriptors:
@@ -179,10 +186,12 @@ class Asyncpg:
 
     async def close(self, conn: asyncpg.Connection) -> None:
         """Say goodbye and wait until the server has hung up; if cancelled, the connection is closed at once."""
+        self._state.forget(conn)
         await conn.close()
 
     def abandon(self, conn: asyncpg.Connection) -> None:
         """Close the socket at once, also if the event loop is closed already."""
+        self._state.forget(conn)
         descriptor = self.descriptor(conn)
         try:
             conn.terminate()

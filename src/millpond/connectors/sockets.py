@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from millpond import _watcher
 from millpond.connector import Condition
+from millpond.connectors._client_state import ClientState
 from millpond.connectors.factory import begin, cut, cut_number
 from millpond.connectors.urls import place
 
@@ -52,7 +53,8 @@ class Socket:
         self._host, self._port = host, port
         self._context = _context(tls, context)
         self._server_hostname = server_hostname or host
-        self._socket_timeout = self._kept_timeout = socket_timeout
+        self._socket_timeout = socket_timeout
+        self._state = ClientState(settimeout="gettimeout()")
         self.target: str = place("tls" if tls else "tcp", host=host, port=port)
 
     def __repr__(self) -> str:
@@ -78,8 +80,7 @@ class Socket:
                     sock.settimeout(max(0.001, end - monotonic()))
                     sock = self._context.wrap_socket(sock, server_hostname=self._server_hostname)
                 sock.settimeout(self._socket_timeout)
-                # Python keeps it to a billionth of a second.
-                self._kept_timeout = sock.gettimeout()
+                self._state.note(sock)
             except OSError as exc:
                 sock.close()
                 failure = exc
@@ -95,7 +96,7 @@ class Socket:
         """Look for an exception, a hang-up and unread bytes; a changed timeout is put back by `reset`."""
         if error is not None or not self.alive(conn):
             return Condition.BROKEN
-        return Condition.CLEAN if conn.gettimeout() == self._kept_timeout else Condition.DIRTY
+        return Condition.DIRTY if self._state.is_changed(conn) else Condition.CLEAN
 
     def alive(self, conn: socket.socket) -> bool:
         """Tell whether the socket is open, the peer has not hung up, and nothing is unread."""
@@ -135,7 +136,7 @@ class Socket:
 
     def reset(self, conn: socket.socket, timeout: float) -> None:
         """Put back the socket's timeout."""
-        conn.settimeout(self._socket_timeout)
+        self._state.restore(conn)
 
     def close(self, conn: socket.socket) -> None:
         """Say goodbye, for TLS, and close; it does not wait for the peer's goodbye."""
@@ -149,6 +150,7 @@ class Socket:
 
     def abandon(self, conn: socket.socket) -> None:
         """Close the socket; a thread that still waits on it is at its end at once."""
+        self._state.forget(conn)
         cut(conn)  # close() alone would leave it waiting
         conn.close()
 

@@ -16,19 +16,34 @@ import weakref
 from collections.abc import Callable
 from time import monotonic, sleep
 from typing import Any, Final, Literal, TypeAlias
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from millpond.connector import Condition
 from millpond.connectors import _sqlite_connection
+from millpond.connectors._client_state import ClientState
 from millpond.connectors._sqlite_connection import FAILED, OPEN, PATIENCE, Connection
 from millpond.connectors._watchdog import Limit
+from millpond.connectors.urls import InvalidURL
 
-__all__ = ["InheritedDatabase", "Sqlite"]
+__all__ = ["InheritedDatabase", "NoWAL", "Sqlite"]
 
 # A member of an Enum takes 50 ns to look up, and this is the hot path.
 CLEAN, UNPROVED, DIRTY, BROKEN = Condition
 
 IsolationLevel: TypeAlias = Literal["DEFERRED", "IMMEDIATE", "EXCLUSIVE"] | None
+
+# What SQLite reads of a URI's query, and of what may be said there only some values (sqlite.org/uri.html).
+_PARAMETERS: Final = ("mode", "cache", "immutable", "nolock", "psow", "vfs", "modeof")
+_VALUES: Final = {"mode": ("ro", "rw", "rwc", "memory"), "cache": ("shared", "private")}
+# What others write there, and how it is said here.
+_ELSEWHERE: Final = {
+    "timeout": "say busy_timeout=... as a keyword",
+    "check_same_thread": "a pool's connections may be used in any thread",
+    **{
+        name: f"say {name}=... as a keyword"
+        for name in ("autocommit", "busy_timeout", "detect_types", "isolation_level", "row_factory", "wal")
+    },
+}
 
 _numbers = itertools.count(1)
 
@@ -50,21 +65,27 @@ if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=_in_child)
 
 
+class NoWAL(sqlite3.OperationalError):
+    """A file that was to be put in WAL mode, and cannot be."""
+
+
 class Sqlite:
     """Connections to one SQLite database, for a `Pool`.
 
-    `database` is a path, or a `file:` URI. `":memory:"` is one database that all connections share and that lives as
+    `database` is a path, or a `file:` URI; where it leads is settled now, and a later `os.chdir` changes nothing.
+    `":memory:"` is one database that all connections share and that lives as
     long as the connector (SQLite's `memdb`, for SQLite 3.36 or later; unlike a shared cache it honours
     `busy_timeout`). A database that each connection would have to itself raises ValueError.
 
-    A file is put in WAL mode, in which readers and a writer do not wait for each other; the mode stays with the file.
-    `wal=False` leaves its mode alone. A statement waits up to `busy_timeout` seconds (default 5) for another
-    connection's lock. `autocommit` is that of Python 3.12 and later; `isolation_level`, `row_factory` and
+    `wal=True` puts the file in WAL mode, in which readers and a writer do not wait for each other; the mode stays with
+    the file, for every program. Else the mode is left alone. A statement waits up to `busy_timeout` seconds (default 5)
+    for another connection's lock. `autocommit` is that of Python 3.12 and later; `isolation_level`, `row_factory` and
     `detect_types` are sqlite3's own.
 
     Between loans the open transaction is rolled back, and `row_factory`, `text_factory`, `isolation_level` and
     `autocommit` are restored; a connection that still has a half-read cursor is closed. PRAGMAs, ATTACH, temporary
-    tables, functions and callbacks stay. A connection whose file has been replaced or deleted is not alive.
+    tables, functions and callbacks stay. A connection whose file has been replaced or deleted is not alive, which is
+    seen when it has been idle for the pool's `check_after`.
 
     A thread that is still in a statement when the loan ends is interrupted. What the pool has closed says so, in an
     `sqlite3.ProgrammingError`. With a cursor that was read in part it keeps its file and the cursor's snapshot, until
@@ -82,7 +103,7 @@ class Sqlite:
         self,
         database: str | os.PathLike[str],
         *,
-        wal: bool = True,
+        wal: bool = False,
         busy_timeout: float = 5.0,
         isolation_level: IsolationLevel = "DEFERRED",
         autocommit: bool | None = None,
@@ -91,7 +112,7 @@ class Sqlite:
     ) -> None:
         if autocommit is not None and sys.version_info < (3, 12):
             raise ValueError("autocommit needs Python 3.12; before it, use isolation_level")
-        self._path = os.fspath(database)
+        self._path = _settled(os.fsdecode(database))
         self._busy_timeout = busy_timeout
         self._autocommit = autocommit
         # As sqlite3 says it when it is asked.
@@ -99,21 +120,29 @@ class Sqlite:
         self._row_factory = row_factory
         self._detect_types = detect_types
         self.target: str = f"sqlite:///{_file_of(self._path)}"  # without the query, which may hold a key
-        query = parse_qs(self._path.partition("?")[2]) if self._path.startswith("file:") else {}
+        query = _query_of(self._path)
         memory = "memory" in query.get("mode", ()) or "memdb" in query.get("vfs", ())
+        shared = "shared" in query.get("cache", ())
         if self._path == ":memory:":
             if sqlite3.sqlite_version_info < (3, 36):
                 raise ValueError(f"sharing :memory: needs SQLite 3.36; this is {sqlite3.sqlite_version}")
             self._path = f"file:/millpond-{os.getpid()}-{next(_numbers)}?vfs=memdb"
             memory = True
+        elif self._path.startswith("file::memory:") and shared:
+            memory = True
         elif not self._path or self._path.startswith("file::memory:"):
             raise ValueError(f"each connection to {self._path!r} would have a database of its own; use ':memory:'")
-        elif "memory" in query.get("mode", ()) and "shared" not in query.get("cache", ()):
+        elif "memory" in query.get("mode", ()) and not shared:
             raise ValueError("each connection to mode=memory has a database of its own unless there is cache=shared")
         self._wal = wal and not memory and "ro" not in query.get("mode", ()) and "immutable" not in query
         # The file to watch for being replaced.
         self._file = None if memory else _file_of(self._path)
         self._database = self._path if self._file is None else os.path.realpath(self._file)
+        # autocommit is there from Python 3.12 on.
+        self._state = ClientState(
+            *("row_factory", "text_factory", "isolation_level"),
+            *(("autocommit",) if sys.version_info >= (3, 12) else ()),
+        )
         if memory:
             # Shared memory lives as long as a connection to it: this one, until the connector is collected.
             weakref.finalize(self, self._connect(busy_timeout).close)
@@ -137,9 +166,12 @@ class Sqlite:
             try:
                 if self._wal:
                     _use_wal(conn, deadline)
-                conn.execute("PRAGMA schema_version").close()  # reads the file, so what is no database fails here
+                # It reads the file and its schema: what is no database, or a broken one, fails here.
+                conn.execute("SELECT 1 FROM sqlite_master LIMIT 1").close()
                 conn.execute(f"PRAGMA busy_timeout = {int(self._busy_timeout * 1000)}").close()
-                self._restore(conn)
+                if sys.version_info >= (3, 12) and self._autocommit is not None:
+                    conn.autocommit = self._autocommit  # False begins a transaction, which then has read nothing yet
+                self._state.note(conn)
             except BaseException:
                 conn.close()
                 raise
@@ -154,13 +186,7 @@ class Sqlite:
         try:
             # With autocommit=False there always is a transaction.
             condition = UNPROVED if self._autocommit is False else CLEAN
-            if (
-                (conn.in_transaction and condition is CLEAN)
-                or conn.row_factory is not self._row_factory
-                or conn.text_factory is not str
-                or conn.isolation_level != self._isolation_level
-                or _autocommit(conn) != (_LEGACY if self._autocommit is None else self._autocommit)
-            ):
+            if (conn.in_transaction and condition is CLEAN) or self._state.is_changed(conn):
                 return DIRTY
             # An interrupt does nothing if no statement is under way; but if one is, every statement fails from now on
             # until that one is gone. Only its owner can make it go, so the connection cannot be mended.
@@ -189,7 +215,7 @@ class Sqlite:
                 conn.rollback()
             elif conn.in_transaction:
                 conn.execute("ROLLBACK").close()  # with autocommit=True sqlite3's own rollback() does nothing
-        self._restore(conn)
+        self._state.restore(conn)
         if conn.in_transaction and self._autocommit is not False:
             conn.execute("ROLLBACK").close()  # the borrower's autocommit=False had begun another
 
@@ -199,22 +225,27 @@ class Sqlite:
         A thread that is in a statement is interrupted. While it does not come out, or a cursor is half read, the file
         stays open.
         """
+        self._state.forget(conn)
         _sqlite_connection.close(conn)
 
     def abandon(self, conn: sqlite3.Connection) -> None:
         """Close the connection if nobody has a cursor of it; if somebody has, do so when that is gone."""
+        self._state.forget(conn)
         _sqlite_connection.abandon(conn)
 
     def refused(self, error: BaseException) -> bool:
-        """Tell whether the file is not a database, may not be read, or was inherited open by a fork."""
-        return isinstance(error, InheritedDatabase) or getattr(error, "sqlite_errorcode", None) in (
+        """Tell whether the file is no database, broken, may not be read or made WAL, or was inherited by a fork."""
+        # The low byte is the kind of the error, the others say more.
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        return isinstance(error, (InheritedDatabase, NoWAL)) or code in (
             sqlite3.SQLITE_NOTADB,
+            sqlite3.SQLITE_CORRUPT,
             sqlite3.SQLITE_AUTH,
             sqlite3.SQLITE_PERM,
         )
 
     def _connect(self, timeout: float) -> Connection:
-        return sqlite3.connect(
+        conn = sqlite3.connect(
             self._path,
             factory=Connection,
             timeout=timeout,
@@ -224,13 +255,8 @@ class Sqlite:
             check_same_thread=False,
             uri=self._path.startswith("file:"),
         )
-
-    def _restore(self, conn: sqlite3.Connection) -> None:
         conn.row_factory = self._row_factory
-        conn.text_factory = str
-        conn.isolation_level = self._isolation_level
-        if sys.version_info >= (3, 12):
-            conn.autocommit = _LEGACY if self._autocommit is None else self._autocommit
+        return conn
 
     def _inode(self) -> tuple[int, int] | None:
         if self._file is None:
@@ -246,21 +272,44 @@ def _file_of(path: str) -> str:
     return unquote(urlsplit(path).path) if path.startswith("file:") else path
 
 
+def _settled(path: str) -> str:
+    """Return the path, or the URI, with the place that it leads to by now."""
+    if path.startswith("file:"):
+        rest, separator, query = path[5:].partition("?")
+        given = _query_of(path)
+        if rest.startswith(("/", ":memory:")) or "memory" in given.get("mode", ()) or "memdb" in given.get("vfs", ()):
+            return path
+        return f"file:{quote(os.path.abspath(unquote(rest)))}{separator}{query}"
+    return path if path in ("", ":memory:") else os.path.abspath(path)
+
+
+def _query_of(path: str) -> dict[str, list[str]]:
+    """Return the query of a `file:` URI; raises `InvalidURL` if there is something that SQLite would pass over."""
+    query = parse_qs(path.partition("?")[2], keep_blank_values=True) if path.startswith("file:") else {}
+    strange = [] if "vfs" in query else [name for name in query if name not in _PARAMETERS]
+    if strange:
+        meant = _ELSEWHERE.get(strange[0], f"there are {', '.join(_PARAMETERS)}")
+        raise InvalidURL(f"SQLite knows no query parameter {strange[0]!r}; {meant}")
+    for name, values in _VALUES.items():
+        if any(value not in values for value in query.get(name, ())):
+            raise InvalidURL(f"the query parameter {name!r} of SQLite must be one of {', '.join(values)}")
+    return query
+
+
 def _use_wal(conn: sqlite3.Connection, deadline: float) -> None:
-    while True:
+    mode = None
+    while mode is None:
         try:
-            conn.execute("PRAGMA journal_mode = wal").close()
+            (mode,) = conn.execute("PRAGMA journal_mode = wal").fetchone()
         except sqlite3.OperationalError as exc:
+            if exc.sqlite_errorcode & 0xFF == sqlite3.SQLITE_READONLY:
+                raise NoWAL("wal=True changes the file, which may not be written; leave wal out") from exc
             # While another connection makes the same change, SQLite does not wait as it does for other locks.
             if exc.sqlite_errorcode != sqlite3.SQLITE_BUSY or monotonic() >= deadline:
                 raise
             sleep(0.001)
-        else:
-            return
-
-
-_LEGACY: Any = getattr(sqlite3, "LEGACY_TRANSACTION_CONTROL", None)
-"""What `autocommit` is unless it is given: from Python 3.12 on; before that there is none."""
+    if mode != "wal":
+        raise NoWAL(f"the file cannot be put in WAL mode, and stays in mode {mode!r}; leave wal out")
 
 
 def _autocommit(conn: sqlite3.Connection) -> object:

@@ -147,11 +147,19 @@ def _whole(url: str) -> tuple[str]:
 
 
 def _file(url: str) -> tuple[str]:
-    """Return the database of an SQLite URL: a path, a `file:` URI if there is a query, or :memory:."""
+    """Return the database of an SQLite URL: a path, a `file:` URI if there is a query, or :memory:.
+
+    SQLAlchemy's way to write a URI is understood, too: `sqlite:///file:app.db?mode=ro&uri=true`.
+    """
     authority, _, path = url.partition("://")[2].partition("?")[0].partition("/")
     query = url.partition("?")[2]
     if authority:
         raise InvalidURL("an SQLite URL has no host: three slashes precede a relative path, four an absolute one")
+    if path.startswith("~"):
+        raise InvalidURL("an SQLite URL knows no home directory '~': write the path out, or use os.path.expanduser")
+    if path.startswith("file:"):
+        rest = "&".join(part for part in query.split("&") if part and not part.startswith("uri="))
+        return (f"{path}?{rest}" if rest else path,)
     path = unquote(path) or ":memory:"
     if not query:
         return (path,)
