@@ -49,7 +49,14 @@ class MariaDB(Server):
         whom: dict[str, Any] = {} if own is None else {"user": own[0], "group": own[1], "extra_groups": []}
         options = ["--no-defaults", f"--datadir={directory / 'data'}", "--auth-root-authentication-method=normal"]
         subprocess.run(
-            [install, *options, "--skip-test-db", "--skip-name-resolve", "--innodb-log-file-size=4M"],
+            [
+                install,
+                *options,
+                "--skip-test-db",
+                "--skip-name-resolve",
+                "--innodb-log-file-size=4M",
+                f"--tmpdir={directory}",
+            ],
             check=True,
             capture_output=True,
             cwd=directory,
@@ -66,6 +73,7 @@ class MariaDB(Server):
             "socket": directory / "socket",
             "pid-file": directory / "pid",
             "init-file": directory / "users.sql",
+            "tmpdir": directory,
             "innodb-buffer-pool-size": "16M",
             "innodb-flush-log-at-trx-commit": 0,
             **self._settings,

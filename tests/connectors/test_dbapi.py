@@ -17,6 +17,7 @@ import pytest
 
 from millpond import ConnectFailed, Pool
 from millpond.connector import Condition, Connector
+from millpond.connectors import dbapi
 from millpond.connectors.dbapi import DBAPI
 from millpond.testing import Postgres
 from millpond.testing.proxy import Proxy
@@ -287,12 +288,48 @@ class Methodical:
 
 
 def test_what_is_a_method_is_not_taken_for_a_state() -> None:
-    with Pool(DBAPI(Methodical, errors=sqlite3.Error), max_size=1) as pool:
+    with Pool(DBAPI(Methodical, ping="", errors=sqlite3.Error), max_size=1) as pool:
         for _ in range(20):
             with pool.connection() as conn:
                 assert conn.autocommit is False
                 conn.autocommit = True
         assert pool.stats().opens == 1
+
+
+class Settable(sqlite3.Connection):
+    """Has whatever any driver's connections let a borrower set."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for name in NAMES:
+            setattr(self, name, [name])
+
+
+NAMES = [name for name in dbapi._SETTINGS if not hasattr(sqlite3.Connection, name)]
+
+
+@pytest.mark.parametrize("name", dbapi._SETTINGS)
+def test_what_any_drivers_connections_let_a_borrower_set_is_put_back(tmp_path: Path, name: str) -> None:
+    with contextlib.closing(sqlite3.connect(":memory:")) as plain:
+        expected = [name] if name in NAMES else getattr(plain, name)
+    connector = DBAPI(sqlite3.connect, tmp_path / "app.db", factory=Settable, check_same_thread=False)
+    with Pool(connector, max_size=1) as pool:
+        for _ in range(2):
+            with pool.connection() as conn:
+                assert getattr(conn, name) == expected
+                setattr(conn, name, None if name == "isolation_level" else bytes)
+        assert (pool.stats().opens, pool.stats().closes) == (1, {})
+
+
+def test_what_was_noted_of_a_connection_goes_with_it(tmp_path: Path) -> None:
+    connector = DBAPI(sqlite3.connect, tmp_path / "app.db", check_same_thread=False)
+    with Pool(connector, max_size=2) as pool:
+        with pytest.raises(LookupError), pool.connection() as conn, pool.connection():
+            conn.close()
+            raise LookupError
+        (settings,) = connector._settings.values()
+        assert len(settings.others._opened) <= 2
+    assert [state._opened for state in settings] == [{}, {}]
 
 
 def test_a_half_read_cursor_of_sqlite_reaches_nobody(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import psycopg2.extras
 import pymysql
 import pymysql.cursors
 import pytest
+from opentelemetry.instrumentation.dbapi import get_traced_connection_proxy
 
 from millpond import Pool
 from millpond.connectors.dbapi import DBAPI
@@ -186,6 +188,8 @@ SETTINGS: dict[str, tuple[str, Any]] = {
     "pymysql": ("cursorclass", pymysql.cursors.DictCursor),
     "pymysql, decoders": ("decoders", {}),
     "mysql-connector": ("raise_on_warnings", True),
+    "mysql-connector, use_unicode": ("use_unicode", False),
+    "mysql-connector, can_consume_results": ("can_consume_results", True),
 }
 
 
@@ -208,6 +212,70 @@ def test_what_a_borrower_has_set_is_put_back(driver: Driver, name: str) -> None:
             assert getattr(conn, setting) == opened
             assert ask(conn, "select count(*) from work") == 2
         assert pool.stats().opens == 1
+
+
+def as_text(oid: int) -> Any:
+    return psycopg2.extensions.new_type((oid,), "text", lambda value, _: f"not {value}")
+
+
+@drivers("psycopg2")
+def test_a_conversion_for_one_connection_is_put_back(driver: Driver) -> None:
+    with driver.pool() as pool:
+        for _ in range(2):
+            with pool.connection() as conn:
+                assert ask(conn, "select 1") == 1
+                psycopg2.extensions.register_type(as_text(23), conn)
+                assert ask(conn, "select 1") == "not 1"
+        assert pool.stats().opens == 1
+
+
+@drivers("psycopg2")
+@pytest.mark.parametrize("given", [{"readonly": True}, {"isolation_level": "SERIALIZABLE"}, {"deferrable": True}])
+def test_what_a_session_was_opened_with_holds_for_the_next(driver: Driver, given: dict[str, Any]) -> None:
+    """psycopg2 tells the server anew what `autocommit` had it forget only if the value is another."""
+
+    def connect(**arguments: Any) -> Any:
+        conn = psycopg2.connect(**arguments)
+        conn.set_session(autocommit=True, **given)
+        return conn
+
+    name = {"readonly": "read_only"}.get(*given) or next(iter(given))
+    shown = f"show default_transaction_{name.removesuffix('_level')}"
+    with Pool(DBAPI(connect, errors=psycopg2.Error, **driver.arguments), max_size=1) as pool:
+        with pool.connection() as conn:
+            opened = ask(conn, shown)
+            assert opened in ("on", "serializable")
+            conn.autocommit = False
+            ask(conn, "select 1")
+        with pool.connection() as conn:
+            assert ask(conn, shown) == opened
+
+
+@drivers("psycopg2", *MYSQL[:1])
+def test_an_encoding_that_was_changed_reaches_nobody(driver: Driver) -> None:
+    with driver.pool() as pool:
+        for _ in range(2):
+            with pool.connection() as conn:
+                assert ask(conn, "select 'é'") == "é"
+                if driver.name == "psycopg2":
+                    conn.set_client_encoding("LATIN1")
+                else:
+                    conn.set_character_set("latin1")
+        assert pool.stats().closes == {"reset failed": 2} or pool.stats().opens == 2
+
+
+@drivers(*MYSQL[:1])
+def test_what_is_wrapped_to_be_traced_is_the_same(driver: Driver) -> None:
+    def connect(**arguments: Any) -> Any:
+        return get_traced_connection_proxy(pymysql.connect(**arguments), None)
+
+    with Pool(DBAPI(connect, errors=pymysql.Error, **driver.arguments), max_size=1) as pool:
+        with pool.connection() as conn:
+            conn.autocommit(True)
+        with pytest.raises(LookupError), pool.connection() as conn:
+            conn.__wrapped__.query("insert into work values (3)")
+            raise LookupError
+    assert driver.one("select count(*) from work") == 2
 
 
 @drivers("pg8000")
@@ -281,7 +349,83 @@ def test_a_connection_that_was_cut_while_it_was_idle_reaches_nobody(driver: Driv
             assert ask(conn, "select 502") == 502
 
 
-@drivers("psycopg2", *MYSQL[1:])
+@mysqls
+def test_a_transaction_that_a_failed_statement_has_opened_is_rolled_back(driver: Driver) -> None:
+    """MySQL's error says nothing of the transaction, so mysql-connector believes that there is none."""
+    driver.one("select 1")
+    with driver.pool() as pool:
+        with pool.connection() as conn:
+            run(
+                conn,
+                "create or replace procedure fails() begin insert into work values (3); signal sqlstate '45000'; end",
+            )
+        with suppress(Exception), pool.connection() as conn:
+            run(conn, "call fails()")
+        with pool.connection() as conn:
+            run(conn, "insert into work values (4)")
+            conn.commit()
+        assert pool.stats().opens == 1
+    assert driver.one("select count(*) from work where x = 3") == 0
+
+
+class Interruption(Exception):
+    pass
+
+
+SLOW = {"psycopg2": "select 99, pg_sleep(0.3)", "pg8000": "select 99, pg_sleep(0.3)"}
+
+
+@every
+@pytest.mark.parametrize("commits", [False, True])
+def test_what_was_interrupted_and_swallowed_answers_nobody_elses_question(driver: Driver, commits: bool) -> None:
+    def interrupt(*_: object) -> None:
+        raise Interruption
+
+    former = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with driver.pool() as pool:
+            for _ in range(2):
+                with pool.connection() as conn:
+                    if commits:
+                        set_autocommit(conn)
+                    with suppress(Exception):
+                        signal.setitimer(signal.ITIMER_REAL, 0.1)
+                        run(conn, SLOW.get(driver.name, "select 99 + sleep(0.3)"))
+                for value in (501, 502, 503):
+                    with pool.connection() as conn:
+                        assert ask(conn, f"select {value}") == value
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, former)
+
+
+@drivers("pg8000")
+@pytest.mark.parametrize("commits", [False, True])
+def test_a_reply_that_the_driver_could_not_read_answers_nobody_elses_question(driver: Driver, commits: bool) -> None:
+    with driver.pool() as pool:
+        with pool.connection() as conn:
+            if commits:
+                set_autocommit(conn)
+            with pytest.raises(ValueError):  # noqa: PT011
+                run(conn, "select '24:00:00'::time")
+        for value in (501, 502, 503):
+            with pool.connection() as conn:
+                assert ask(conn, f"select {value}") == value
+                assert ask(conn, f"select {value} + 1000") == value + 1000
+
+
+@mysqls
+def test_a_transaction_that_is_open_at_the_end_is_rolled_back(driver: Driver) -> None:
+    with driver.pool() as pool:
+        with pool.connection() as conn:
+            run(conn, "insert into work values (3)")
+        with pool.connection() as conn:
+            conn.commit()
+        assert pool.stats().opens == 1
+    assert driver.one("select count(*) from work") == 2
+
+
+@drivers("psycopg2")
 def test_what_is_proved_costs_no_round_trip(driver: Driver, proxy: Wire) -> None:
     wire = proxy(driver.arguments["host"], driver.port)
     with driver.pool(wire.port) as pool:

@@ -314,6 +314,7 @@ CHANGES: dict[str, Callable[[Any], object]] = {
     "server_cursor_factory": lambda conn: setattr(conn, "server_cursor_factory", object),
     "prepare_threshold": lambda conn: setattr(conn, "prepare_threshold", None),
     "prepared_max": lambda conn: setattr(conn, "prepared_max", 3),
+    "adapters.types.added": lambda conn: conn.adapters.types.add(psycopg.types.TypeInfo("int4", 25, 0)),
     "_notice_handlers": lambda conn: conn.add_notice_handler(print),
     "_notify_handlers": lambda conn: conn.add_notify_handler(print),
     "pgconn.notice_handler": lambda conn: setattr(conn.pgconn, "notice_handler", print),
@@ -569,6 +570,42 @@ async def test_a_session_reset_by_a_task_leaves_nothing_of_the_session(postgres:
         left = await (await conn.execute(LEFT)).fetchone()
         assert left is not None
         assert (left[0], left[3]) == ("0", 0)
+
+
+class Raising:
+    def __eq__(self, other: object) -> bool:
+        raise KeyError
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def test_what_cannot_be_compared_is_a_change(connector: Psycopg[TupleRow], conn: Conn) -> None:
+    before = conn.row_factory
+    conn.row_factory = Raising()  # type: ignore[assignment]
+    assert connector.inspect(conn, None) is DIRTY
+    connector.reset(conn, 5)
+    assert connector.inspect(conn, None) is CLEAN
+    assert conn.row_factory is before
+
+
+@pytest.mark.parametrize("ending", ["close", "abandon"])
+def test_what_was_noted_of_a_connection_goes_with_it(connector: Psycopg[TupleRow], ending: str) -> None:
+    conn = connector.open(5)
+    assert len(connector._state._opened) == 1
+    getattr(connector, ending)(conn)
+    assert connector._state._opened == {}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("ending", ["close", "abandon"])
+async def test_what_was_noted_of_a_tasks_connection_goes_with_it(postgres: Postgres, ending: str) -> None:
+    connector = AsyncPsycopg(postgres.url)
+    conn = await connector.open(5)
+    assert len(connector._state._opened) == 1
+    ended = getattr(connector, ending)(conn)
+    if asyncio.iscoroutine(ended):
+        await ended
+    assert connector._state._opened == {}
 
 
 # Whether it works, and for how long one waits to know

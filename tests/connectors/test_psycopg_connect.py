@@ -126,6 +126,35 @@ def test_a_connect_of_a_classs_own_is_told_the_limit(stale: str, given: dict[str
     assert calls[0]["connect_timeout"] == limit
 
 
+def test_the_limit_in_the_connection_string_counts(stale: str) -> None:
+    connector = Psycopg(f"{stale}?connect_timeout=2", connection_class=Configured)
+    connector.abandon(connector.open(60))
+    assert calls[0]["connect_timeout"] == 2
+
+
+def test_what_is_none_is_as_if_it_were_not_given(postgres: Postgres) -> None:
+    for kind in (psycopg.Connection, Configured):
+        calls.url = postgres.url
+        connector = Psycopg(postgres.url, connection_class=kind, password=None, connect_timeout=None)
+        connector.abandon(connector.open(5))
+    assert calls[0]["connect_timeout"] == 5
+    calls.clear()
+
+
+def test_a_connect_that_returns_no_connection_is_told_at_once() -> None:
+    class Lazy(psycopg.Connection[Any]):
+        @classmethod
+        async def connect(cls, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+            raise AssertionError
+
+    with (
+        Pool(Psycopg("", connection_class=Lazy)) as pool,
+        pytest.raises(ConnectFailed, match=r"Lazy.connect\(\) has returned no connection, but coroutine"),
+        pool.connection(),
+    ):
+        pass
+
+
 @pytest.mark.parametrize("accept", [True, False])
 def test_a_connect_of_a_classs_own_ends_in_time_in_a_black_hole(postgres: Postgres, proxy: Wire, accept: bool) -> None:
     class Mine(psycopg.Connection[Any]):

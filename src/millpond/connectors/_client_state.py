@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from operator import attrgetter
 from typing import Any, Final
@@ -15,7 +16,7 @@ class ClientState:
     `names` are the attributes; one of an object that a connection refers to is written with a dot
     (`pgconn.notice_handler`). Of one that is not read as it is set, `readings` tells how: by another attribute
     (`autocommit="_autocommit"`), or by a method, and then it is a method, too (`autocommit="get_autocommit()"`). A
-    list, dict or set is changed when what is in it has changed.
+    list, dict, set or deque is changed when what is in it has changed.
 
     `note` follows an open, and `forget` goes with the end of a connection. Both, and `restore`, may be called from any
     thread, but for one connection from one thread at a time.
@@ -34,18 +35,25 @@ class ClientState:
         # By its number: a connection of a driver need be neither hashable nor weakly referable, nor take an attribute.
         self._opened[id(conn)] = tuple(map(_copied, self._read(conn)))
 
+    def noted(self, conn: object) -> dict[str, object]:
+        """Return what was noted of the connection, by name; nothing of one never noted."""
+        return dict(zip(self._readings, self._opened.get(id(conn), ()), strict=False))
+
     def restore(self, conn: object) -> None:
         """Make the attributes as they were noted; raises what setting one raises."""
         opened = self._opened.get(id(conn))
         if opened is None:
             return
         for (name, reading), now, value in zip(self._readings.items(), self._read(conn), opened, strict=True):
-            if now is value or now == value:
+            if _are_equal(now, value):
                 continue
+            owner, _, last = name.rpartition(".")
             if reading.endswith("()"):
                 getattr(conn, name)(value)
+            elif isinstance(now, dict) and isinstance(value, dict):
+                now.clear()
+                now.update(value)
             else:
-                owner, _, last = name.rpartition(".")
                 setattr(attrgetter(owner)(conn) if owner else conn, last, _copied(value))
 
     def forget(self, conn: object) -> None:
@@ -53,8 +61,15 @@ class ClientState:
         self._opened.pop(id(conn), None)
 
 
+def _are_equal(one: object, other: object) -> bool:
+    try:
+        return one is other or bool(one == other)
+    except Exception:
+        return False  # as in `is_changed`
+
+
 def _copied(value: object) -> object:
-    return value.copy() if isinstance(value, (list, dict, set)) else value
+    return value.copy() if isinstance(value, (list, dict, set, deque)) else value
 
 
 def _written(
@@ -72,9 +87,11 @@ def read(conn):
 def is_changed(conn):
     try:
         [{", ".join(values)}] = opened[id(conn)]
+        return {" or ".join(parts) or False}
     except KeyError:
-        return False
-    return {" or ".join(parts) or False}
+        return id(conn) in opened
+    except Exception:
+        return True
 """
     written: dict[str, Callable[..., Any]] = {}
     exec(source, {"opened": opened}, written)

@@ -41,9 +41,11 @@ with extra("psycopg"):
     from psycopg import pq
     from psycopg.adapt import AdaptersMap
     from psycopg.conninfo import conninfo_to_dict, make_conninfo, timeout_from_conninfo
+    from psycopg.types import TypesRegistry
 
 if TYPE_CHECKING:
     from psycopg.abc import AdaptContext, ConnDict, Dumper, Loader, PQGen, PQGenConn
+    from psycopg.types import TypeInfo
 
 __all__ = [
     "BROKEN",
@@ -88,6 +90,7 @@ _SETTINGS = (
     "pgconn.notice_handler",
     "pgconn.notify_handler",
     "_adapters.registered",
+    "_adapters.types.added",
 )
 
 _DEFAULTS = {"autocommit": False, "prepare_threshold": 5}
@@ -157,6 +160,16 @@ def lost_cancellation() -> Callable[[], None]:
     return heed
 
 
+class _Types(TypesRegistry):
+    """What a connection knows of types, which counts what is added."""
+
+    added = 0
+
+    def add(self, info: TypeInfo) -> None:
+        self.added += 1
+        super().add(info)
+
+
 class _Adapters(AdaptersMap):
     """The adapters of a connection, which count what is registered with them."""
 
@@ -164,6 +177,7 @@ class _Adapters(AdaptersMap):
 
     def __init__(self, template: AdaptersMap) -> None:
         super().__init__(template)
+        self.types: _Types = _Types(self.types)
         self.as_opened = AdaptersMap(template)
 
     def register_dumper(self, cls: type | str | None, dumper: type[Dumper]) -> None:
@@ -296,7 +310,8 @@ class Inspection(Generic[C]):
         """Yield the connection string and the parameters by name; what is callable is called anew for every open."""
         yield "", self._conninfo() if callable(self._conninfo) else self._conninfo
         for name, value in self._kwargs.items():
-            yield name, value() if callable(value) else value
+            if value is not None:  # as if it were not given, for psycopg, too
+                yield name, value() if callable(value) else value
 
     def _attempts(
         self, attempts: Sequence[ConnDict], deadline: float, heed: Callable[[], object] = lambda: None
@@ -328,14 +343,18 @@ class Inspection(Generic[C]):
                 setattr(conn, name, value)
         return self._adopt(conn)
 
-    def _expect_idle(self, conn: C) -> C:
-        """Decline what a `connect` that is not psycopg's own has left in a transaction."""
-        if conn.pgconn.transaction_status == _IDLE:
-            return self._adopt(conn)
-        conn.pgconn.finish()
+    def _expect_idle(self, made: Any) -> C:  # noqa: ANN401
+        """Decline what a `connect` that is not psycopg's own has returned if it is none, or in a transaction."""
+        where = f"{self._class.__qualname__}.connect()"
+        if inspect.iscoroutine(made):
+            made.close()
+        if not isinstance(made, (psycopg.Connection, psycopg.AsyncConnection)):
+            raise TypeError(f"{where} has returned no connection, but {type(made).__name__}")
+        if made.pgconn.transaction_status == _IDLE:
+            return self._adopt(cast("C", made))
+        made.pgconn.finish()
         raise psycopg.ProgrammingError(
-            f"{self._class.__qualname__}.connect() has left a transaction open, which the pool would roll back; "
-            "end it with commit()"
+            f"{where} has left a transaction open, which the pool would roll back; end it with commit()"
         )
 
     def _adopt(self, conn: C) -> C:
@@ -369,7 +388,7 @@ class Inspection(Generic[C]):
         if conn._notifies_backlog:
             conn._notifies_backlog.clear()
         adapters = cast("_Adapters", conn._adapters)
-        if adapters.registered:
+        if adapters.registered or adapters.types.added:
             conn._adapters = _Adapters(adapters.as_opened)
         self._state.restore(conn)
         conn._begin_statement = b""

@@ -7,10 +7,11 @@ import functools
 import inspect
 import math
 import os
+import random
 import socket
 import sys
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from millpond.connector import Condition
 from millpond.connectors._client_state import ClientState
@@ -45,12 +46,20 @@ _GOODBYE = 1.0
 _CREDENTIALS = frozenset(
     ("user", "username", "password", "passwd", "host", "hostname", "port", "database", "dbname", "db", "dsn")
 )
-# What connections let a borrower set, by the names that drivers have for it.
+# What connections let a borrower set, by the names that drivers have for it (psycopg2, pg8000, PyMySQL, mysqlclient,
+# mysql-connector, sqlite3, pyodbc, oracledb).
 _SETTINGS = (
     *("isolation_level", "readonly", "deferrable", "timeout", "call_timeout"),
-    *("row_factory", "text_factory", "cursor_factory", "cursorclass", "raise_on_warnings", "get_warnings"),
-    *("converter", "decoders", "encoders", "pg_types", "py_types", "inputtypehandler", "outputtypehandler"),
+    *("read_timeout", "write_timeout", "_read_timeout", "_write_timeout", "autocommit_mode"),
+    *("row_factory", "text_factory", "cursor_factory", "cursorclass", "buffered", "raw"),
+    *("raise_on_warnings", "get_warnings", "can_consume_results", "notices", "notifies"),
+    *("use_unicode", "converter_str_fallback", "converter", "decoders", "encoders", "pg_types", "py_types"),
+    *("string_types", "binary_types", "inputtypehandler", "outputtypehandler"),
 )
+# What client and server have agreed on: it cannot be put back on one side.
+_AGREED = ("encoding", "charset")
+# Of psycopg2, what the server is told when it is set, and forgets when `autocommit` is.
+_CHARACTERISTICS = ("isolation_level", "readonly", "deferrable")
 # What psycopg2's `status` is between the two phases of a commit.
 _PREPARED = 5
 
@@ -60,14 +69,16 @@ class DBAPI(Factory[C]):
 
     All arguments but those named here go to `connect`. A function given as `user`, `password`, `host`, `port`,
     `database` or `dsn` (or by another driver's name for one of these) is called anew for every open: for a rotated
-    password, an IAM token. `ping` is the statement that asks whether a connection works. `errors` is the driver's
-    `Error`; by default it is looked up where `connect` is defined.
+    password, an IAM token. `errors` is the driver's `Error`; by default it is looked up where `connect` is defined.
+    `ping` is the statement that asks whether a connection works. For `{}` in it stands a number, which must come back:
+    Oracle wants `"SELECT {} FROM DUAL"`.
 
-    After a loan there is a rollback, one round trip, unless the connection itself proves that no transaction is open:
-    psycopg2 by libpq's state, sqlite3, and mysql-connector where it shows its socket. That `autocommit` is on proves
-    nothing: a BEGIN opens a transaction all the same. Other drivers do not know either whether a reply is still on its
-    way; so an exception that is not the driver's own closes the connection, for it may have come between a request and
-    its reply.
+    psycopg2 and sqlite3 prove themselves whether a transaction is open, or a reply on its way. Of other drivers' word
+    nothing is believed (mysql-connector's `in_transaction` is False after a failed statement that has opened one), nor
+    of `autocommit`, for a BEGIN opens a transaction all the same. An exception that is not the driver's own closes the
+    connection, since it may have come between a request and its reply. After any other loan `ping` asks for a number:
+    were the reply to something else on its way, that would come. Then there is a rollback. These are two round trips,
+    made beside the line; without `{}` in `ping` there is only the rollback.
 
     What a borrower sets on the connection object is as it was when it was opened: `autocommit`, `isolation_level`,
     `readonly`, `deferrable`, factories of rows and cursors, conversions, time limits. Session settings stay.
@@ -81,7 +92,7 @@ class DBAPI(Factory[C]):
         self,
         connect: Callable[..., C],
         *args: object,
-        ping: str = "SELECT 1",
+        ping: str = "SELECT {}",
         errors: type[Exception] | tuple[type[Exception], ...] | None = None,
         **kwargs: object,
     ) -> None:
@@ -93,7 +104,7 @@ class DBAPI(Factory[C]):
         self._errors = _error_of(connect) if errors is None else errors
         self._limited = "connect_timeout" not in kwargs and _takes(connect, "connect_timeout")
         # By the class of the connection: what it lets a borrower set, and whether it shows its socket.
-        self._states: dict[type, ClientState] = {}
+        self._settings: dict[type, _Settings] = {}
         self._shows_socket: dict[type, bool] = {}
         known = {name: value for name, value in kwargs.items() if not callable(value)}
         user, host, port = (known.get(name) for name in ("user", "host", "port"))
@@ -111,41 +122,36 @@ class DBAPI(Factory[C]):
             keywords["connect_timeout"] = max(1, math.ceil(timeout))
         conn: C = self._connect(*self._arguments, **keywords)
         expect_any_thread(conn)
-        state = self._states.get(type(conn)) or self._states.setdefault(type(conn), _state_of(conn))
-        state.note(conn)
-        self._shows_socket.setdefault(type(conn), self.descriptor(conn) is not None)
+        try:
+            settings = self._settings.get(type(conn)) or self._settings.setdefault(type(conn), _settings_of(conn))
+            for state in settings:
+                state.note(conn)
+            self._shows_socket.setdefault(type(conn), self.descriptor(conn) is not None)
+        except BaseException:
+            self.abandon(conn)
+            raise
         return conn
 
     def inspect(self, conn: C, error: BaseException | None) -> Condition:
         """Ask the connection for its state, as far as it tells; an exception that is not the driver's may break it."""
-        state = self._states.get(type(conn))
         try:
             condition = _proved(conn)
             if condition is None:
-                if error is not None and not isinstance(error, self._errors):
-                    return Condition.BROKEN
-                condition = self._told(conn)
-            if condition is Condition.CLEAN and state is not None and state.is_changed(conn):
+                is_strange = error is not None and not isinstance(error, self._errors)
+                return Condition.BROKEN if is_strange or self._is_at_odds(conn) else Condition.UNPROVED
+            settings = self._settings.get(type(conn), ())
+            if condition is Condition.CLEAN and any(state.is_changed(conn) for state in settings):
                 return Condition.DIRTY
         except self._errors:
             return Condition.BROKEN
         return condition
 
-    def _told(self, conn: C) -> Condition:
-        """Judge by what a connection says of itself, which holds if no exchange was cut short."""
-        shows_socket = self._shows_socket.get(type(conn), False)
-        if shows_socket and self.descriptor(conn) is None:
-            return Condition.BROKEN  # closed; pg8000 does not notice when it is to roll back nothing
-        in_transaction = getattr(conn, "in_transaction", None)
-        if not isinstance(in_transaction, bool):
-            return Condition.UNPROVED
-        # mysql-connector. Its rollback reads an unread result, but takes the next result of a call for its own reply.
-        if getattr(conn, "have_next_result", False) is True or getattr(conn, "more_results", False) is True:
-            return Condition.BROKEN
-        if in_transaction:
-            return Condition.DIRTY
-        is_read = getattr(conn, "unread_result", None) is False
-        return Condition.CLEAN if is_read and shows_socket else Condition.UNPROVED
+    def _is_at_odds(self, conn: C) -> bool:
+        """Tell whether the connection is closed, or its next rollback would take the reply to something else."""
+        if self._shows_socket.get(type(conn), False) and self.descriptor(conn) is None:
+            return True  # pg8000 does not notice when it is to roll back nothing
+        # mysql-connector: its rollback reads an unread result, but takes the next result of a call for its own reply.
+        return getattr(conn, "have_next_result", False) is True or getattr(conn, "more_results", False) is True
 
     def descriptor(self, conn: object) -> int | None:
         """Return the socket's descriptor, or None if the driver does not show it."""
@@ -157,22 +163,47 @@ class DBAPI(Factory[C]):
         return None
 
     def ping(self, conn: C, timeout: float) -> None:
-        """Execute the `ping` statement and roll back: two round trips."""
+        """Execute the `ping` statement, look at what comes, and roll back: two round trips."""
         with _limit(self.descriptor(conn), timeout):
-            cursor = conn.cursor()
-            cursor.execute(self._statement)
-            cursor.fetchone()
-            cursor.close()
+            self._ask(conn)
             conn.rollback()
 
     def reset(self, conn: C, timeout: float) -> None:
-        """Roll back, one round trip, and put back what was set; MySQL is told of `autocommit` by another one."""
-        state = self._states.get(type(conn))
+        """Prove that no reply is on its way, roll back, and put back what was set: see `DBAPI` for the round trips.
+
+        Raises what the driver raises, or ConnectionError.
+        """
+        settings = self._settings.get(type(conn), _NO_SETTINGS)
+        _expect_restorable(conn, settings)
         with _limit(self.descriptor(conn), timeout):
-            # In this order: within a transaction psycopg2 changes nothing, and MySQL would commit it.
+            if "{}" in self._statement and _proved(conn) is None:
+                settings.others.restore(conn)  # the answer is to be read as it would be just after the open
+                self._ask_anyway(conn)
+            # In this order: within a transaction psycopg2 takes no setting, and MySQL would commit it.
             conn.rollback()
-            if state is not None:
-                state.restore(conn)
+            settings.autocommit.restore(conn)
+            settings.others.restore(conn)
+
+    def _ask_anyway(self, conn: C) -> None:
+        try:
+            self._ask(conn)
+        except self._errors:
+            # In a transaction that has failed, or with a result that is unread, nothing else is taken.
+            conn.rollback()
+            self._ask(conn)
+
+    def _ask(self, conn: C) -> None:
+        number = random.getrandbits(31)
+        cursor = conn.cursor()
+        cursor.execute(self._statement.replace("{}", str(number)))
+        row: Any = cursor.fetchone()
+        cursor.fetchone()  # there is none, which mysql-connector has to read
+        cursor.close()
+        if "{}" not in self._statement:
+            return
+        answer = next(iter(row.values())) if isinstance(row, Mapping) else row and row[0]
+        if str(answer) != str(number):
+            raise ConnectionError(f"{self.target}: the reply was to something else that had been asked")
 
     def close(self, conn: C) -> None:
         """Close the connection; the socket is cut, if the driver shows it, when that takes longer than a second."""
@@ -189,8 +220,7 @@ class DBAPI(Factory[C]):
         super().abandon(conn)
 
     def _forget(self, conn: C) -> None:
-        state = self._states.get(type(conn))
-        if state is not None:
+        for state in self._settings.get(type(conn), ()):
             state.forget(conn)
 
     def refused(self, error: BaseException) -> bool:
@@ -249,16 +279,26 @@ def _proved_by_sqlite(conn: sqlite3.Connection) -> Condition:
     return condition
 
 
-def _state_of(conn: object) -> ClientState:
-    """Find out what this driver's connections let a borrower set."""
-    names = [name for name in _SETTINGS if _has(conn, name, method=False)]
+class _Settings(NamedTuple):
+    """What a driver's connections let a borrower set: of `autocommit` the server has to be told, as a rule."""
+
+    autocommit: ClientState
+    others: ClientState
+
+
+_NO_SETTINGS = _Settings(ClientState(), ClientState())
+
+
+def _settings_of(conn: object) -> _Settings:
+    others = ClientState(*(name for name in (*_SETTINGS, *_AGREED) if _has(conn, name, method=False)))
     if _has(conn, "autocommit", method=True):
+        # Without this method beside it, nobody can tell how it is.
         readings = {"autocommit": "get_autocommit()"} if _has(conn, "get_autocommit", method=True) else {}
     elif "_autocommit" in getattr(conn, "__dict__", {}):
         readings = {"autocommit": "_autocommit"}  # mysql-connector's property asks the server
     else:
         readings = {"autocommit": "autocommit"} if _has(conn, "autocommit", method=False) else {}
-    return ClientState(*names, **readings)
+    return _Settings(ClientState(**readings), others)
 
 
 def _has(conn: object, name: str, *, method: bool) -> bool:
@@ -266,7 +306,20 @@ def _has(conn: object, name: str, *, method: bool) -> bool:
         value = getattr(conn, name)
     except Exception:  # not with this server, this client, ...
         return False
-    return (getattr(value, "__self__", None) is conn) is method
+    owner = getattr(value, "__self__", None)
+    # What traces a driver wraps its connections.
+    return (owner is not None and owner in (conn, getattr(conn, "__wrapped__", conn))) is method
+
+
+def _expect_restorable(conn: object, settings: _Settings) -> None:
+    """Raise ConnectionError for a change that cannot be undone from here."""
+    noted = settings.others.noted(conn)
+    if any(name in noted and getattr(conn, name) != noted[name] for name in _AGREED):
+        raise ConnectionError("the encoding of the session was changed")
+    # psycopg2 does not tell the server again.
+    is_special = any(noted.get(name) is not None for name in _CHARACTERISTICS) and hasattr(conn, "set_session")
+    if is_special and settings.autocommit.is_changed(conn):
+        raise ConnectionError("autocommit was changed, and with it what the session was opened with")
 
 
 def _takes(connect: Callable[..., object], name: str) -> bool:

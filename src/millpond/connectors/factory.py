@@ -215,10 +215,16 @@ def expect_any_thread(conn: object) -> None:
             conn.cursor()
         except sqlite3.ProgrammingError as refusal:
             refusals.append(refusal)
+        except Exception:
+            pass  # a class of its own, which may have its reasons
 
-    thread = threading.Thread(target=use, name="millpond-try")
-    thread.start()
-    thread.join()
+    try:
+        thread = threading.Thread(target=use, name="millpond-try")
+        thread.start()
+        thread.join()
+    except BaseException:
+        conn.close()
+        raise
     if refusals:
         conn.close()
         raise TypeError(

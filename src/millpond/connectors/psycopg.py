@@ -112,7 +112,12 @@ class Psycopg(Inspection["psycopg.Connection[R]"], Generic[R]):
         values = dict(self._values())
         conninfo = values.pop("")
         if not is_psycopgs_own(self._class):
-            return self._expect_idle(self._class.connect(conninfo, **self._arguments(conninfo, values, timeout)))
+            given = self._arguments(conninfo, values, timeout)
+            try:
+                return self._expect_idle(self._class.connect(conninfo, **given))
+            except BaseException as exc:
+                clear_frames(exc.__traceback__)  # as below
+                raise
         params = self._class._get_connection_params("", **{**parsed(conninfo), **values})
         failure: psycopg.Error | None = None
         for attempt in self._attempts(conninfo_attempts(params), deadline):
@@ -252,9 +257,12 @@ class AsyncPsycopg(Inspection["psycopg.AsyncConnection[R]"], Generic[R]):
             values = {name: await v if inspect.isawaitable(v) else v for name, v in self._values()}
             conninfo = values.pop("")
             if not is_psycopgs_own(self._class):
-                return self._expect_idle(
-                    await self._class.connect(conninfo, **self._arguments(conninfo, values, timeout))
-                )
+                given = self._arguments(conninfo, values, timeout)
+                try:
+                    return self._expect_idle(await self._class.connect(conninfo, **given))
+                except BaseException as exc:
+                    clear_frames(exc.__traceback__)  # as for threads
+                    raise
             params = await self._class._get_connection_params("", **{**parsed(conninfo), **values})
             attempts = await conninfo_attempts_async(params)
         failure: psycopg.Error | None = None
@@ -264,7 +272,7 @@ class AsyncPsycopg(Inspection["psycopg.AsyncConnection[R]"], Generic[R]):
             except psycopg.Error as exc:
                 failure = exc.with_traceback(None)
             except BaseException as exc:
-                clear_frames(exc.__traceback__)  # as above
+                clear_frames(exc.__traceback__)  # as for threads
                 raise
             finally:
                 attempt.close()
