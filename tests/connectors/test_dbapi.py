@@ -97,9 +97,12 @@ def test_an_error_of_the_driver_does_not_break_the_connection(mute: DBAPI[Mute])
         assert conn.cursor().execute("select 1") is not None
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), TimeoutError(), ValueError()])
-def test_a_strange_exception_breaks_the_connection(mute: DBAPI[Mute], error: BaseException) -> None:
+@pytest.mark.parametrize(("error", "proof"), [(KeyboardInterrupt(), "SELECT {}"), (ValueError(), "SELECT 1")])
+def test_a_strange_exception_that_is_not_followed_by_a_proof_breaks_the_connection(
+    postgres: Postgres, error: BaseException, proof: str
+) -> None:
     """It may have come between a request and its reply."""
+    mute = DBAPI(Mute, ping=proof, conninfo=postgres.url, errors=psycopg.Error)
     with opened(mute) as conn:
         mute.reset(conn, 5)
         assert mute.inspect(conn, error) is BROKEN

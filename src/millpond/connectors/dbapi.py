@@ -10,6 +10,7 @@ import os
 import random
 import socket
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
@@ -75,10 +76,10 @@ class DBAPI(Factory[C]):
 
     psycopg2 and sqlite3 prove themselves whether a transaction is open, or a reply on its way. Of other drivers' word
     nothing is believed (mysql-connector's `in_transaction` is False after a failed statement that has opened one), nor
-    of `autocommit`, for a BEGIN opens a transaction all the same. An exception that is not the driver's own closes the
-    connection, since it may have come between a request and its reply. After any other loan `ping` asks for a number:
-    were the reply to something else on its way, that would come. Then there is a rollback. These are two round trips,
-    made beside the line; without `{}` in `ping` there is only the rollback.
+    of `autocommit`, for a BEGIN opens a transaction all the same. After a loan `ping` asks for a number: were the reply
+    to something else on its way, that would come. Then there is a rollback. These are two round trips, made beside the
+    line. An exception that has struck the driver itself, or is no `Exception` (Ctrl-C), closes the connection at once.
+    Without `{}` in `ping` there is only the rollback, and any exception but the driver's own closes the connection.
 
     What a borrower sets on the connection object is as it was when it was opened: `autocommit`, `isolation_level`,
     `readonly`, `deferrable`, factories of rows and cursors, conversions, time limits. Session settings stay.
@@ -133,18 +134,31 @@ class DBAPI(Factory[C]):
         return conn
 
     def inspect(self, conn: C, error: BaseException | None) -> Condition:
-        """Ask the connection for its state, as far as it tells; an exception that is not the driver's may break it."""
+        """Ask the connection for its state, as far as it can prove it; else ask what the exception may have cut."""
         try:
             condition = _proved(conn)
             if condition is None:
-                is_strange = error is not None and not isinstance(error, self._errors)
-                return Condition.BROKEN if is_strange or self._is_at_odds(conn) else Condition.UNPROVED
+                is_cut = error is not None and self._may_have_cut(conn, error)
+                return Condition.BROKEN if is_cut or self._is_at_odds(conn) else Condition.UNPROVED
             settings = self._settings.get(type(conn), ())
             if condition is Condition.CLEAN and any(state.is_changed(conn) for state in settings):
                 return Condition.DIRTY
         except self._errors:
             return Condition.BROKEN
         return condition
+
+    def _may_have_cut(self, conn: C, error: BaseException) -> bool:
+        """Tell whether an exception may have come between a request and its reply.
+
+        What is raised elsewhere has not, and if it has, that is found by the proof; but that would wait for the reply.
+        """
+        if isinstance(error, self._errors):
+            return False
+        if not isinstance(error, Exception) or "{}" not in self._statement:
+            return True
+        driver = type(_bare(conn)).__module__.partition(".")[0]
+        frames = traceback.walk_tb(error.__traceback__)
+        return any(frame.f_globals.get("__name__", "").partition(".")[0] == driver for frame, _ in frames)
 
     def _is_at_odds(self, conn: C) -> bool:
         """Tell whether the connection is closed, or its next rollback would take the reply to something else."""
@@ -307,8 +321,12 @@ def _has(conn: object, name: str, *, method: bool) -> bool:
     except Exception:  # not with this server, this client, ...
         return False
     owner = getattr(value, "__self__", None)
-    # What traces a driver wraps its connections.
-    return (owner is not None and owner in (conn, getattr(conn, "__wrapped__", conn))) is method
+    return (owner is not None and (owner is conn or owner is _bare(conn))) is method
+
+
+def _bare(conn: object) -> object:
+    """Return the connection itself: what traces a driver wraps its connections."""
+    return getattr(conn, "__wrapped__", conn)
 
 
 def _expect_restorable(conn: object, settings: _Settings) -> None:
