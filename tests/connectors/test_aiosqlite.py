@@ -173,6 +173,28 @@ async def test_nothing_of_a_loan_begins_after_it_has_ended(
             assert list(await again.execute_fetchall("select count(*) from work")) == [(10,)]
 
 
+@pytest.mark.parametrize("many", ["script", "rows"])
+async def test_what_takes_many_statements_is_stopped_with_its_loan(tmp_path: Path, many: str) -> None:
+    path = tmp_path / "app.db"
+    async with AsyncPool(Aiosqlite(path, wal=True), max_size=1) as pool:
+        async with pool.connection() as conn:
+            await conn.execute("create table work (x int)")
+            await conn.commit()
+        with pytest.raises(TimeoutError):
+            async with pool.connection() as conn, asyncio.timeout(0.1):
+                if many == "script":
+                    await conn.executescript("insert into work values (7);" * 300_000)
+                else:
+                    await conn.executemany("insert into work values (?)", ((x,) for x in range(30_000_000)))
+        async with pool.connection(timeout=5) as conn:
+            ((before,),) = await conn.execute_fetchall("select count(*) from work")
+            await asyncio.sleep(0.2)
+            ((after,),) = await conn.execute_fetchall("select count(*) from work")
+            assert before == after
+            assert before < 300_000
+            assert many == "script" or before == 0
+
+
 async def test_a_call_that_was_cancelled_before_it_began_is_not_done(
     connector: Aiosqlite, conn: aiosqlite.Connection
 ) -> None:

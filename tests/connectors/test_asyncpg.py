@@ -322,6 +322,22 @@ async def test_what_a_borrower_has_dropped_of_the_session_fails_one_query_at_mos
         assert failures == (1 if reset == "transaction" else 0)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        asyncpg.InvalidSQLStatementNameError(),
+        asyncpg.InvalidCachedStatementError(),
+        asyncpg.ProtocolViolationError(),
+        asyncpg.InternalClientError(),
+    ],
+)
+async def test_a_connection_at_odds_with_its_server_is_broken(
+    connector: Asyncpg, conn: Conn, error: BaseException
+) -> None:
+    assert connector.inspect(conn, error) is BROKEN
+    assert connector.inspect(conn, asyncpg.UniqueViolationError()) is CLEAN
+
+
 async def test_with_session_reset_a_temporary_table_may_be_made_anew(postgres: Postgres) -> None:
     async with AsyncPool(Asyncpg(postgres.url, reset="session"), max_size=1) as pool:
         for columns, row in (("x int", (1,)), ("x text, y int", ("1", 1)), ("y int", (1,))):

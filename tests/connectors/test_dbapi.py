@@ -324,15 +324,31 @@ def test_what_any_drivers_connections_let_a_borrower_set_is_put_back(tmp_path: P
         assert (pool.stats().opens, pool.stats().closes) == (1, {})
 
 
-def test_what_was_noted_of_a_connection_goes_with_it(tmp_path: Path) -> None:
-    connector = DBAPI(sqlite3.connect, tmp_path / "app.db", check_same_thread=False)
-    with Pool(connector, max_size=2) as pool:
-        with pytest.raises(LookupError), pool.connection() as conn, pool.connection():
-            conn.close()
-            raise LookupError
-        (settings,) = connector._settings.values()
-        assert len(settings.others._opened) <= 2
-    assert [state._opened for state in settings] == [{}, {}]
+if sys.version_info >= (3, 12):
+
+    @pytest.mark.parametrize("autocommit", [True, False, sqlite3.LEGACY_TRANSACTION_CONTROL])
+    @pytest.mark.parametrize("changed", [True, False, sqlite3.LEGACY_TRANSACTION_CONTROL])
+    def test_a_transaction_of_sqlite_is_rolled_back_whatever_controls_it(
+        tmp_path: Path, autocommit: Any, changed: Any
+    ) -> None:
+        path = tmp_path / "app.db"
+        with contextlib.closing(sqlite3.connect(path)) as conn:
+            conn.execute("create table work (x int)")
+        with Pool(DBAPI(sqlite3.connect, path, autocommit=autocommit, check_same_thread=False), max_size=1) as pool:
+            for _ in range(3):
+                with pool.connection() as conn:
+                    if not conn.in_transaction:
+                        conn.execute("begin")
+                    conn.commit()
+                    conn.autocommit = changed
+                    if not conn.in_transaction:
+                        conn.execute("begin")
+                    conn.execute("insert into work values (1)")
+                with pool.connection() as conn:
+                    assert conn.autocommit == autocommit
+                    assert conn.execute("select count(*) from work").fetchone() == (0,)
+                    conn.commit()
+            assert (pool.stats().opens, pool.stats().closes) == (1, {})
 
 
 def test_a_half_read_cursor_of_sqlite_reaches_nobody(tmp_path: Path) -> None:

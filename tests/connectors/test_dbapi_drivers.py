@@ -17,6 +17,7 @@ import psycopg2
 import psycopg2.extensions
 import psycopg2.extras
 import pymysql
+import pymysql.converters
 import pymysql.cursors
 import pytest
 from opentelemetry.instrumentation.dbapi import get_traced_connection_proxy
@@ -322,6 +323,33 @@ def test_a_result_of_a_procedure_that_was_not_read_reaches_nobody(driver: Driver
             for value in (501, 502):
                 with pool.connection() as conn:
                     assert ask(conn, f"select {value}") == value
+
+
+@drivers("pg8000", *MYSQL)
+def test_a_proof_takes_two_round_trips(driver: Driver, proxy: Wire) -> None:
+    wire = proxy(driver.arguments["host"], driver.port)
+    connector = driver.connector(wire.port)
+    conn = connector.open(5)
+    connector.reset(conn, 5)
+    before = len(wire.sent_by_client()[0])
+    connector.reset(conn, 5)
+    sent = wire.sent_by_client()[0][before:].lower()
+    assert sent.count(b"select") == 1
+    assert sent.count(b"rollback") == 1
+    connector.close(conn)
+
+
+@mysqls
+def test_an_answer_may_come_as_any_kind_of_number(driver: Driver) -> None:
+    if driver.name == "pymysql":
+        given: dict[str, Any] = {"conv": {**pymysql.converters.conversions, 3: float, 8: float}}
+    else:
+        given = {"raw": True}
+    with Pool(DBAPI(driver.connect, errors=driver.connector()._errors, **driver.arguments, **given)) as pool:
+        for _ in range(3):
+            with pool.connection():
+                pass
+        assert (pool.stats().opens, pool.stats().closes) == (1, {})
 
 
 @every

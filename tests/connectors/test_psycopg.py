@@ -317,8 +317,6 @@ CHANGES: dict[str, Callable[[Any], object]] = {
     "adapters.types.added": lambda conn: conn.adapters.types.add(psycopg.types.TypeInfo("int4", 25, 0)),
     "_notice_handlers": lambda conn: conn.add_notice_handler(print),
     "_notify_handlers": lambda conn: conn.add_notify_handler(print),
-    "pgconn.notice_handler": lambda conn: setattr(conn.pgconn, "notice_handler", print),
-    "pgconn.notify_handler": lambda conn: setattr(conn.pgconn, "notify_handler", print),
 }
 
 
@@ -356,6 +354,16 @@ async def test_what_a_task_changed_does_not_reach_the_next(postgres: Postgres, n
         await connector.reset(conn, 5)
         assert connector.inspect(conn, None) is CLEAN
         assert what(conn, name) == before
+
+
+@pytest.mark.parametrize("name", ["notice_handler", "notify_handler"])
+def test_a_reset_puts_back_what_was_set_on_libpqs_connection(postgres: Postgres, name: str) -> None:
+    with Pool(Psycopg(postgres.url, reset="session"), max_size=1) as pool:
+        with pool.connection() as conn:
+            before = getattr(conn.pgconn, name)
+            setattr(conn.pgconn, name, None)
+        with pool.connection() as conn:
+            assert getattr(conn.pgconn, name) is before
 
 
 def test_a_changed_isolation_level_does_not_reach_the_next_transaction(
@@ -539,19 +547,20 @@ def test_what_is_registered_for_a_cursor_or_elsewhere_is_no_change(connector: Ps
     assert connector.inspect(conn, None) is CLEAN
 
 
+class Differing(psycopg.Connection[Any]):
+    def __init__(self, pgconn: psycopg.pq.abc.PGconn) -> None:
+        super().__init__(pgconn)
+        self.row_factory = self.first = lambda cursor: lambda values: [*values]
+
+
 def test_a_connection_class_may_make_each_connection_differ(postgres: Postgres) -> None:
     """Each comes back as it was, and not as another."""
-
-    class Mine(psycopg.Connection[Any]):
-        def __init__(self, pgconn: psycopg.pq.abc.PGconn) -> None:
-            super().__init__(pgconn)
-            self.row_factory = self.first = lambda cursor: lambda values: [*values]
-
-    connector = Psycopg(postgres.url, connection_class=Mine)
+    connector = Psycopg(postgres.url, connection_class=Differing)
     with opened(connector) as one, opened(connector) as other:
-        for conn in (one, other):
+        for conn, changed in ((one, dict_row), (other, dict_row), (other, one.row_factory), (one, other.row_factory)):
             assert connector.inspect(conn, None) is CLEAN
-            conn.row_factory = dict_row
+            conn.row_factory = changed
+            assert connector.inspect(conn, None) is DIRTY
             connector.reset(conn, 5)
             assert conn.row_factory is conn.first  # type: ignore[attr-defined]
             assert connector.inspect(conn, None) is CLEAN
@@ -589,23 +598,13 @@ def test_what_cannot_be_compared_is_a_change(connector: Psycopg[TupleRow], conn:
 
 
 @pytest.mark.parametrize("ending", ["close", "abandon"])
-def test_what_was_noted_of_a_connection_goes_with_it(connector: Psycopg[TupleRow], ending: str) -> None:
-    conn = connector.open(5)
-    assert len(connector._state._opened) == 1
-    getattr(connector, ending)(conn)
-    assert connector._state._opened == {}
-
-
-@pytest.mark.anyio
-@pytest.mark.parametrize("ending", ["close", "abandon"])
-async def test_what_was_noted_of_a_tasks_connection_goes_with_it(postgres: Postgres, ending: str) -> None:
-    connector = AsyncPsycopg(postgres.url)
-    conn = await connector.open(5)
-    assert len(connector._state._opened) == 1
-    ended = getattr(connector, ending)(conn)
-    if asyncio.iscoroutine(ended):
-        await ended
-    assert connector._state._opened == {}
+def test_what_was_noted_of_a_connection_goes_with_it(postgres: Postgres, ending: str) -> None:
+    connector = Psycopg(postgres.url, connection_class=Differing)
+    conns = [connector.open(5) for _ in range(3)]
+    assert len(connector._state._unusual) == 2  # the first is what is usual
+    for conn in conns:
+        getattr(connector, ending)(conn)
+    assert connector._state._unusual == {}
 
 
 # Whether it works, and for how long one waits to know

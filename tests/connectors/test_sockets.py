@@ -235,6 +235,20 @@ def test_a_changed_timeout_does_not_reach_the_next(peer: Peer, tls: bool, trusti
     connector.close(conn)
 
 
+@pytest.mark.parametrize("tls", ["tls"], indirect=True)
+def test_a_tls_connection_whose_borrower_took_tls_down_is_broken(peer: Peer, trusting: ssl.SSLContext) -> None:
+    """What the next one sends would go in plain text."""
+    connector = Socket("127.0.0.1", peer.port, tls=True, context=trusting, server_hostname="pond.test")
+    conn = connector.open(5)
+    assert isinstance(conn, ssl.SSLSocket)
+    answer = threading.Thread(target=lambda: peer.end().unwrap())  # type: ignore[attr-defined]
+    answer.start()
+    conn.unwrap()
+    answer.join(5)
+    assert connector.inspect(conn, None) is BROKEN
+    connector.abandon(conn)
+
+
 @pytest.mark.parametrize("limit", [1 / 3, 10 / 7, 0.1, 2, None])
 def test_a_timeout_that_python_keeps_less_exactly_is_no_change(peer: Peer, limit: float | None) -> None:
     with Pool(Socket("127.0.0.1", peer.port, socket_timeout=limit), max_size=1) as pool:

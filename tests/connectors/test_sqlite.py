@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -335,7 +336,10 @@ def test_connections_to_a_shared_cache_share_one_database() -> None:
     connector.close(conn)
 
 
-@pytest.mark.parametrize("database", ["", "file:x?mode=memory", "file::memory:"])
+@pytest.mark.parametrize(
+    "database",
+    ["", "file:", "file:x?mode=memory", "file::memory:", "file:x?vfs=memdb", "file:?mode=memory&cache=shared"],
+)
 def test_databases_that_cannot_be_shared_are_declined(database: str) -> None:
     with pytest.raises(ValueError, match="each connection"):
         Sqlite(database)
@@ -466,6 +470,7 @@ def test_a_relative_path_leads_where_it_led_when_the_connector_was_made(
         ("timeout=0.2", "no query parameter 'timeout'; say busy_timeout=... as a keyword"),
         ("wal=1", "no query parameter 'wal'; say wal=... as a keyword"),
         ("mode=ro&check_same_thread=false", "may be used in any thread"),
+        ("hexkey=0123", "no query parameter 'hexkey'; it reads no encrypted files"),
         ("mode=read", "'mode' of SQLite must be one of ro, rw, rwc, memory"),
         ("cache=", "'cache' of SQLite must be one of shared, private"),
     ],
@@ -479,7 +484,9 @@ def test_what_sqlite_would_pass_over_in_a_uri_is_refused(path: Path, query: str,
 
 
 @pytest.mark.parametrize("query", ["mode=ro&uri=true", "uri=true&mode=rwc", "uri=true"])
-@pytest.mark.parametrize("form", ["file:app.db", "file:./app.db", "file:{}/app.db", "file://{}/app.db"])
+@pytest.mark.parametrize(
+    "form", ["app.db", "./app.db", "{}/app.db", "file:app.db", "file:./app.db", "file:{}/app.db", "file://{}/app.db"]
+)
 def test_a_uri_as_sqlalchemy_has_it_leads_to_its_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, query: str
 ) -> None:
@@ -490,6 +497,51 @@ def test_a_uri_as_sqlalchemy_has_it_leads_to_its_file(
     with Pool.from_url(f"sqlite:///{form.format(tmp_path)}?{query}") as pool, pool.connection() as conn:
         assert conn.execute("select count(*) from work").fetchone() == (0,)
     assert [file.name for file in tmp_path.iterdir()] == ["app.db"]
+
+
+def test_what_stands_behind_a_link_is_the_systems_to_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "releases" / "v1").mkdir(parents=True)
+    (tmp_path / "current").symlink_to(tmp_path / "releases" / "v1")
+    with contextlib.closing(sqlite3.connect(tmp_path / "releases" / "app.db")) as conn, conn:
+        conn.execute("create table work (x int)")
+    monkeypatch.chdir(tmp_path)
+    pool: Pool[sqlite3.Connection]
+    for url in ("sqlite:///current/../app.db", "sqlite:///file:current/../app.db?mode=rw"):
+        with Pool.from_url(url) as pool, pool.connection() as conn:
+            assert conn.execute("select count(*) from work").fetchone() == (0,)
+    assert not (tmp_path / "app.db").exists()
+
+
+NAMES = [b"a b.db", b"50%.db", b"what?.db", b"a#b.db", "ü.db".encode(), b"\xfe.db"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("folder", [b"plain", b"a#b?c%20", b"\xfe"])
+def test_a_name_may_be_of_any_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: bytes, name: bytes
+) -> None:
+    place = os.path.join(os.fsencode(tmp_path), folder)
+    os.mkdir(place)
+    monkeypatch.chdir(os.fsdecode(place))
+    with contextlib.closing(sqlite3.connect(name)) as conn, conn:
+        conn.execute("create table work (x int)")
+    quoted = quote(name)
+    connectors: list[Any] = [
+        Sqlite(os.fsdecode(name)),
+        Sqlite(f"file:{quoted}"),
+        Sqlite(f"file:{quoted}?mode=rw#a-fragment"),
+        connector_for(f"sqlite:///{quoted}"),
+        connector_for(f"sqlite:///{quoted}?mode=rw"),
+        connector_for(f"sqlite:///{quote(os.path.join(place, name))}?mode=rw"),
+    ]
+    monkeypatch.chdir(tmp_path)
+    for connector in connectors:
+        conn = connector.open(5)
+        assert conn.execute("select count(*) from work").fetchone() == (0,)
+        assert connector.alive(conn)
+        connector.close(conn)
+        connector.target.encode()
+    assert os.listdir(place) == [name]
 
 
 def test_a_home_directory_is_not_guessed() -> None:
@@ -729,6 +781,42 @@ def test_a_write_that_was_left_open_is_undone_though_its_cursor_is_half_read(
     assert conn.execute("select count(*) from work").fetchone() == (11,)
     with pytest.raises(sqlite3.Error):
         cursor.fetchone()
+
+
+@pytest.mark.parametrize("wal", [True, False])
+@pytest.mark.parametrize("many", ["script", "rows"])
+def test_what_takes_many_statements_is_stopped_with_its_loan(path: Path, many: str, wal: bool) -> None:
+    failures: list[Exception] = []
+
+    def work(conn: sqlite3.Connection) -> None:
+        try:
+            if many == "script":
+                conn.executescript("insert into work values (7);" * 300_000)
+            else:
+                conn.executemany("insert into work values (?)", ((x,) for x in range(30_000_000)))
+        except sqlite3.Error as failure:
+            failures.append(failure)
+
+    with Pool(Sqlite(path, wal=wal), max_size=1) as pool:
+        with pool.connection() as conn:
+            conn.execute("create table work (x int)")
+            conn.commit()
+        with pool.connection() as conn:
+            thread = threading.Thread(target=work, args=(conn,))
+            thread.start()
+            while not conn.inside:  # type: ignore[attr-defined]
+                time.sleep(0.001)
+            time.sleep(0.02)
+            first = conn
+        with pool.connection() as conn:
+            assert conn is not first
+            thread.join(10)
+            assert not thread.is_alive()
+            assert len(failures) == 1
+            conn.execute("begin immediate")
+            (before,) = conn.execute("select count(*) from work").fetchone()
+            assert before < 300_000
+            conn.rollback()
 
 
 def test_what_is_closed_is_freed_without_the_garbage_collector(path: Path) -> None:

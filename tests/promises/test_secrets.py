@@ -223,7 +223,7 @@ def test_a_pool_at_work_tells_no_password(postgres: Postgres, caplog: pytest.Log
 
 def test_a_file_database_tells_its_path_and_no_key(tmp_path: Path) -> None:
     """What reads encrypted files takes the key from the URL's query."""
-    with Pool[Any].from_url(f"sqlite:///{tmp_path}/app.db?hexkey={WORD}") as pool, pool.connection():
+    with Pool[Any].from_url(f"sqlite:///{tmp_path}/app.db?vfs=unix&hexkey={WORD}") as pool, pool.connection():
         told = said_by(pool)
     assert "app.db" in told
     assert WORD not in told

@@ -14,7 +14,7 @@ class ClientState:
     """Attributes of connection objects, as they were just after each connection was opened.
 
     `names` are the attributes; one of an object that a connection refers to is written with a dot
-    (`pgconn.notice_handler`). Of one that is not read as it is set, `readings` tells how: by another attribute
+    (`_prepared.prepared_max`). Of one that is not read as it is set, `readings` tells how: by another attribute
     (`autocommit="_autocommit"`), or by a method, and then it is a method, too (`autocommit="get_autocommit()"`). A
     list, dict, set or deque is changed when what is in it has changed.
 
@@ -24,27 +24,34 @@ class ClientState:
 
     def __init__(self, *names: str, **readings: str) -> None:
         self._readings: Final = {**{name: name for name in names}, **readings}
-        self._opened: Final[dict[int, tuple[object, ...]]] = {}
-        self._read: Callable[[object], tuple[object, ...]]
-        self.is_changed: Callable[[object], bool]
-        """Tell whether an attribute of the connection is not as it was noted; of one never noted, that it is."""
-        self._read, self.is_changed = _written(list(self._readings.values()), self._opened)
+        # What the first connection had, and with it nearly all; and what those had that differ, by their numbers: a
+        # driver's connection need be neither hashable nor weakly referable, nor take an attribute.
+        self._usual: tuple[object, ...] | None = None
+        self._unusual: Final[dict[int, tuple[object, ...]]] = {}
+        self._read: Final = _reader(list(self._readings.values()))
+        self.is_changed: Callable[[object], bool] = self._is_changed
+        """Tell whether an attribute of the connection is not as it was noted; of one never noted, nothing useful."""
 
     def note(self, conn: object) -> None:
         """Remember how the connection is."""
-        # By its number: a connection of a driver need be neither hashable nor weakly referable, nor take an attribute.
-        self._opened[id(conn)] = tuple(map(_copied, self._read(conn)))
+        values = tuple(map(_copied, self._read(conn)))
+        if self._usual is None:
+            self._usual = values
+            self.is_changed = _comparison(list(self._readings.values()), values, self._unusual, self._is_changed)
+        if _are_equal(values, self._usual):
+            self._unusual.pop(id(conn), None)  # another's, of before
+        else:
+            self._unusual[id(conn)] = values
 
     def noted(self, conn: object) -> dict[str, object]:
-        """Return what was noted of the connection, by name; nothing of one never noted."""
-        return dict(zip(self._readings, self._opened.get(id(conn), ()), strict=False))
+        """Return what was noted of the connection, by name."""
+        return dict(zip(self._readings, self._noted(conn), strict=False))
 
     def restore(self, conn: object) -> None:
         """Make the attributes as they were noted; raises what setting one raises."""
-        opened = self._opened.get(id(conn))
-        if opened is None:
-            return
-        for (name, reading), now, value in zip(self._readings.items(), self._read(conn), opened, strict=True):
+        for (name, reading), now, value in zip(
+            self._readings.items(), self._read(conn), self._noted(conn), strict=False
+        ):
             if _are_equal(now, value):
                 continue
             owner, _, last = name.rpartition(".")
@@ -58,41 +65,57 @@ class ClientState:
 
     def forget(self, conn: object) -> None:
         """Drop what was noted."""
-        self._opened.pop(id(conn), None)
+        self._unusual.pop(id(conn), None)
+
+    def _noted(self, conn: object) -> tuple[object, ...]:
+        return self._unusual.get(id(conn), self._usual or ())
+
+    def _is_changed(self, conn: object) -> bool:
+        return not _are_equal(self._read(conn), self._noted(conn))
 
 
 def _are_equal(one: object, other: object) -> bool:
     try:
         return one is other or bool(one == other)
     except Exception:
-        return False  # as in `is_changed`
+        return False  # some cannot be compared, and are then another's
 
 
 def _copied(value: object) -> object:
     return value.copy() if isinstance(value, (list, dict, set, deque)) else value
 
 
-def _written(
-    readings: list[str], opened: dict[int, tuple[object, ...]]
-) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Write out how attributes are read and compared. It is the hot path: without a loop, and without names as data."""
-    values = [f"value_{number}" for number in range(len(readings))]
+def _reader(readings: list[str]) -> Callable[[object], tuple[object, ...]]:
+    written: dict[str, Any] = {}
+    exec(f"def read(conn):\n    return ({''.join(f'conn.{name}, ' for name in readings)})", written)
+    read: Callable[[object], tuple[object, ...]] = written["read"]
+    return read
+
+
+def _comparison(
+    readings: list[str],
+    usual: tuple[object, ...],
+    unusual: dict[int, tuple[object, ...]],
+    otherwise: Callable[[object], bool],
+) -> Callable[[object], bool]:
+    """Write out the comparison with what is usual: it is the hot path, without a loop, and without names as data."""
+    values = {f"value_{number}": value for number, value in enumerate(usual)}
     parts = [
-        f"(conn.{name} is not {value} and conn.{name} != {value})" for name, value in zip(readings, values, strict=True)
+        f"conn.{reading} {'==' if _copied(value) is not value else 'is'} {name}"
+        for reading, (name, value) in zip(readings, values.items(), strict=True)
     ]
     source = f"""
-def read(conn):
-    return ({"".join(f"conn.{name}, " for name in readings)})
-
-def is_changed(conn):
-    try:
-        [{", ".join(values)}] = opened[id(conn)]
-        return {" or ".join(parts) or False}
-    except KeyError:
-        return id(conn) in opened
-    except Exception:
-        return True
+def make({", ".join(["unusual", "otherwise", *values])}):
+    def is_changed(conn):
+        try:
+            if {" and ".join(["not unusual", *parts])}:
+                return False
+        except Exception:
+            pass
+        return otherwise(conn)
+    return is_changed
 """
-    written: dict[str, Callable[..., Any]] = {}
-    exec(source, {"opened": opened}, written)
-    return written["read"], written["is_changed"]
+    written: dict[str, Any] = {}
+    exec(source, written)
+    made: Callable[[object], bool] = written["make"](unusual, otherwise, **values)
+    return made

@@ -87,16 +87,16 @@ _SETTINGS = (
     "_prepared.prepared_max",
     "_notice_handlers",
     "_notify_handlers",
-    "pgconn.notice_handler",
-    "pgconn.notify_handler",
     "_adapters.registered",
     "_adapters.types.added",
 )
 
 _DEFAULTS = {"autocommit": False, "prepare_threshold": 5}
 
-# Under this name a connection knows its socket's descriptor.
+# Under these names a connection knows its socket's descriptor, and who hears of libpq's notices and notifications. To
+# compare these two with each return would cost a loan a tenth more, and nobody sets them: a reset puts them back.
 _SOCKET = "_millpond_socket"
+_HANDLERS = "_millpond_handlers"
 
 TICK = 0.05
 """How often psycopg's waits look up from the socket, and so does the deadline; seconds."""
@@ -360,6 +360,7 @@ class Inspection(Generic[C]):
     def _adopt(self, conn: C) -> C:
         """Note how the connection was opened."""
         conn._adapters = _Adapters(conn.adapters)
+        setattr(conn, _HANDLERS, (conn.pgconn.notice_handler, conn.pgconn.notify_handler))
         setattr(conn, _SOCKET, _watcher.identify(self.descriptor(conn)))
         self._state.note(conn)
         return conn
@@ -391,4 +392,5 @@ class Inspection(Generic[C]):
         if adapters.registered or adapters.types.added:
             conn._adapters = _Adapters(adapters.as_opened)
         self._state.restore(conn)
+        conn.pgconn.notice_handler, conn.pgconn.notify_handler = getattr(conn, _HANDLERS)
         conn._begin_statement = b""

@@ -21,7 +21,17 @@ from typing import Any, Final, Literal, NoReturn, cast
 from millpond import _fork
 from millpond.connectors._watchdog import Limit
 
-__all__ = ["FAILED", "OPEN", "PATIENCE", "Connection", "abandon", "close", "close_what_waits"]
+__all__ = [
+    "FAILED",
+    "OPEN",
+    "PATIENCE",
+    "Connection",
+    "abandon",
+    "close",
+    "close_what_waits",
+    "end_what_has_begun",
+    "roll_back",
+]
 
 FAILED: Final = sqlite3.Error, SystemError, UnicodeError
 """What sqlite3 raises: the last two if another thread, on the same connection, has overwritten the error."""
@@ -97,7 +107,7 @@ def _noted(name: str) -> Callable[..., Any]:
 _exit = _seen("__exit__")
 for _name in (
     *("backup", "blobopen", "commit", "deserialize"),
-    *("executescript", "load_extension", "rollback", "serialize"),
+    *("executemany", "executescript", "load_extension", "rollback", "serialize"),
 ):
     if hasattr(sqlite3.Connection, _name):  # SQLite may have been built without
         setattr(Connection, _name, _seen(_name))
@@ -118,6 +128,20 @@ class _Ended(Connection):
 for _name in (*(name for name in dir(sqlite3.Connection) if name[0] != "_"), "__enter__"):
     if _name not in vars(_Ended) and callable(getattr(sqlite3.Connection, _name)):
         setattr(_Ended, _name, _refuse)
+
+
+def roll_back(conn: sqlite3.Connection) -> None:
+    """Roll back, whatever `autocommit` is: with True, sqlite3's own rollback does nothing."""
+    if getattr(conn, "autocommit", None) is not True:  # it is there from Python 3.12 on
+        conn.rollback()
+    elif conn.in_transaction:
+        conn.execute("ROLLBACK").close()
+
+
+def end_what_has_begun(conn: sqlite3.Connection) -> None:
+    """End the transaction that an `autocommit=False` of the borrower's has begun, once that is put back."""
+    if conn.in_transaction and getattr(conn, "autocommit", None) is not False:
+        conn.execute("ROLLBACK").close()
 
 
 def close(conn: sqlite3.Connection) -> None:

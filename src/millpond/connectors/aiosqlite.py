@@ -27,6 +27,10 @@ with extra("aiosqlite"):
 __all__ = ["Aiosqlite"]
 
 
+# How often a thread is looked at that is to end what it is at; seconds.
+_GLANCE = 0.002
+
+
 class _Connection(aiosqlite.Connection):
     """aiosqlite's connection, which also knows whether its thread is at work, and can be stopped by anyone."""
 
@@ -111,6 +115,15 @@ def _answer(future: asyncio.Future[object] | None, answer: Callable[..., None], 
             pass  # the loop is closed, and with it the call was given up
 
 
+async def _stop(conn: aiosqlite.Connection) -> None:
+    """Interrupt what the thread is at until it is at nothing; one interrupt may fall between two statements."""
+    if isinstance(conn, _Connection):
+        conn.forgo()
+        while conn.busy:
+            conn._conn.interrupt()
+            await asyncio.sleep(_GLANCE)
+
+
 class Aiosqlite:
     """Connections of aiosqlite to one SQLite database, for an `AsyncPool` on asyncio; trio is not supported by it.
 
@@ -162,7 +175,7 @@ class Aiosqlite:
         if not conn.busy:
             return self._sqlite.inspect(conn._connection, error)
         conn.forgo()
-        return Condition.DIRTY
+        return Condition.BROKEN if conn._connection.inside else Condition.DIRTY  # type: ignore[attr-defined]
 
     def alive(self, conn: aiosqlite.Connection) -> bool:
         """Tell whether the path still leads to the file that the connection has open."""
@@ -180,27 +193,29 @@ class Aiosqlite:
     async def reset(self, conn: aiosqlite.Connection, timeout: float) -> None:
         """Interrupt what the thread is still at and roll back; raises TimeoutError after `timeout` seconds."""
         async with asyncio.timeout(timeout):
-            if isinstance(conn, _Connection) and conn.busy:
-                conn._conn.interrupt()
+            await _stop(conn)
             await conn._execute(self._sqlite.reset, conn._conn, timeout)  # type: ignore[no-untyped-call]
 
     async def close(self, conn: aiosqlite.Connection) -> None:
         """Interrupt what the thread is still at, and wait until it has closed the connection."""
         try:
-            if isinstance(conn, _Connection) and conn.busy:
-                conn.forgo()
-                conn._conn.interrupt()
+            await _stop(conn)
             await conn._execute(self._sqlite.close, conn._conn)  # type: ignore[no-untyped-call]
         finally:
             conn.stop()
 
     def abandon(self, conn: aiosqlite.Connection) -> None:
         """Interrupt what the thread is at, and have it close the connection and end; works without a loop, too."""
+        raw = conn._connection
         # Only then: an interrupt that nothing receives would keep the close from writing the log back.
-        if isinstance(conn, _Connection) and conn.busy and conn._connection is not None:
+        if isinstance(conn, _Connection) and conn.busy and raw is not None:
             with contextlib.suppress(sqlite3.Error):
-                conn._connection.interrupt()
+                raw.interrupt()
         conn.stop()
+        if getattr(raw, "inside", None):
+            # A script goes on with its next statement. To keep it from that may take a while.
+            with contextlib.suppress(RuntimeError):
+                threading.Thread(target=self._sqlite.abandon, args=(raw,), name="aiosqlite-stop", daemon=True).start()
 
     def refused(self, error: BaseException) -> bool:
         """Tell whether the file is not a database, or may not be read."""

@@ -12,7 +12,8 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeGuard, TypeVar
 
 from millpond.connector import Condition
 from millpond.connectors._client_state import ClientState
@@ -104,9 +105,8 @@ class DBAPI(Factory[C]):
         self._statement = ping
         self._errors = _error_of(connect) if errors is None else errors
         self._limited = "connect_timeout" not in kwargs and _takes(connect, "connect_timeout")
-        # By the class of the connection: what it lets a borrower set, and whether it shows its socket.
+        # By the class of the connection: what it lets a borrower set.
         self._settings: dict[type, _Settings] = {}
-        self._shows_socket: dict[type, bool] = {}
         known = {name: value for name, value in kwargs.items() if not callable(value)}
         user, host, port = (known.get(name) for name in ("user", "host", "port"))
         database = known.get("database", known.get("dbname", known.get("db")))
@@ -127,7 +127,6 @@ class DBAPI(Factory[C]):
             settings = self._settings.get(type(conn)) or self._settings.setdefault(type(conn), _settings_of(conn))
             for state in settings:
                 state.note(conn)
-            self._shows_socket.setdefault(type(conn), self.descriptor(conn) is not None)
         except BaseException:
             self.abandon(conn)
             raise
@@ -139,7 +138,7 @@ class DBAPI(Factory[C]):
             condition = _proved(conn)
             if condition is None:
                 is_cut = error is not None and self._may_have_cut(conn, error)
-                return Condition.BROKEN if is_cut or self._is_at_odds(conn) else Condition.UNPROVED
+                return Condition.BROKEN if is_cut or _has_more_results(conn) else Condition.UNPROVED
             settings = self._settings.get(type(conn), ())
             if condition is Condition.CLEAN and any(state.is_changed(conn) for state in settings):
                 return Condition.DIRTY
@@ -159,13 +158,6 @@ class DBAPI(Factory[C]):
         driver = type(_bare(conn)).__module__.partition(".")[0]
         frames = traceback.walk_tb(error.__traceback__)
         return any(frame.f_globals.get("__name__", "").partition(".")[0] == driver for frame, _ in frames)
-
-    def _is_at_odds(self, conn: C) -> bool:
-        """Tell whether the connection is closed, or its next rollback would take the reply to something else."""
-        if self._shows_socket.get(type(conn), False) and self.descriptor(conn) is None:
-            return True  # pg8000 does not notice when it is to roll back nothing
-        # mysql-connector: its rollback reads an unread result, but takes the next result of a call for its own reply.
-        return getattr(conn, "have_next_result", False) is True or getattr(conn, "more_results", False) is True
 
     def descriptor(self, conn: object) -> int | None:
         """Return the socket's descriptor, or None if the driver does not show it."""
@@ -194,9 +186,14 @@ class DBAPI(Factory[C]):
                 settings.others.restore(conn)  # the answer is to be read as it would be just after the open
                 self._ask_anyway(conn)
             # In this order: within a transaction psycopg2 takes no setting, and MySQL would commit it.
-            conn.rollback()
+            if is_sqlite := _is_sqlite(conn):
+                _sqlite().roll_back(conn)
+            else:
+                conn.rollback()
             settings.autocommit.restore(conn)
             settings.others.restore(conn)
+            if is_sqlite:
+                _sqlite().end_what_has_begun(conn)
 
     def _ask_anyway(self, conn: C) -> None:
         try:
@@ -216,8 +213,8 @@ class DBAPI(Factory[C]):
         if "{}" not in self._statement:
             return
         answer = next(iter(row.values())) if isinstance(row, Mapping) else row and row[0]
-        if str(answer) != str(number):
-            raise ConnectionError(f"{self.target}: the reply was to something else that had been asked")
+        if not _is_number(answer, number):
+            raise ConnectionError(f"{self.target}: what came was not the number that was asked for")
 
     def close(self, conn: C) -> None:
         """Close the connection; the socket is cut, if the driver shows it, when that takes longer than a second."""
@@ -262,6 +259,11 @@ def _limit(descriptor: int | None, timeout: float) -> Iterator[None]:
         yield
 
 
+def _has_more_results(conn: object) -> bool:
+    # mysql-connector: its rollback reads an unread result, but takes the next result of a call for its own reply.
+    return getattr(conn, "have_next_result", False) is True or getattr(conn, "more_results", False) is True
+
+
 def _proved(conn: object) -> Condition | None:
     """Tell what a connection is fit for if it can prove it, whatever has become of the last exchange; None if not."""
     closed, is_open = getattr(conn, "closed", None), getattr(conn, "open", None)
@@ -275,8 +277,18 @@ def _proved(conn: object) -> Condition | None:
         if getattr(conn, "status", None) == _PREPARED:
             return Condition.BROKEN
         return {0: Condition.CLEAN, 2: Condition.DIRTY, 3: Condition.DIRTY}.get(status, Condition.BROKEN)
+    return _proved_by_sqlite(conn) if _is_sqlite(conn) else None
+
+
+def _is_sqlite(conn: object) -> TypeGuard[sqlite3.Connection]:
     sqlite3 = sys.modules.get("sqlite3")
-    return _proved_by_sqlite(conn) if sqlite3 and isinstance(conn, sqlite3.Connection) else None
+    return sqlite3 is not None and isinstance(conn, sqlite3.Connection)
+
+
+def _sqlite() -> ModuleType:
+    from millpond.connectors import _sqlite_connection  # not for those who have no sqlite3
+
+    return _sqlite_connection
 
 
 def _proved_by_sqlite(conn: sqlite3.Connection) -> Condition:
@@ -291,6 +303,14 @@ def _proved_by_sqlite(conn: sqlite3.Connection) -> Condition:
     except Exception:
         return Condition.BROKEN  # a half-read cursor
     return condition
+
+
+def _is_number(answer: object, number: int) -> bool:
+    """Tell whether a driver's answer is that number, whatever it makes of numbers: they are exact up to 2**53."""
+    try:
+        return float(answer.decode() if isinstance(answer, (bytes, bytearray)) else answer) == number  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return False
 
 
 class _Settings(NamedTuple):

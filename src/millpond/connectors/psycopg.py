@@ -52,9 +52,10 @@ class Psycopg(Inspection["psycopg.Connection[R]"], Generic[R]):
     `reset="transaction"`, the default, rolls back what is open, and also undoes what the borrower changed on the
     client's side: `autocommit`, `isolation_level`, `read_only`, `deferrable`, `prepare_threshold`, `prepared_max`, the
     row and cursor factories, `adapters`, notice and notify handlers; a session that has been notified is told to
-    UNLISTEN. All of it is then as it was when the connection was opened. There is no round trip if no transaction is
-    open. `reset="session"` also sends DISCARD ALL after every loan, so that settings, advisory locks, temporary tables,
-    held cursors, prepared statements and LISTEN are gone too.
+    UNLISTEN. All of it is then as it was when the connection was opened (handlers set on `pgconn` itself are put back
+    when there is something else to reset). There is no round trip if no transaction is open. `reset="session"` also
+    sends DISCARD ALL after every loan, so that settings, advisory locks, temporary tables, held cursors, prepared
+    statements and LISTEN are gone too.
 
     The limits are kept to within 0.05 s, over all hosts of the connection string together; only looking up a host's
     name cannot be cut short. A `connect` that is not psycopg's own is given `connect_timeout`, which psycopg keeps for

@@ -104,8 +104,8 @@ class Socket:
             return False
         if not isinstance(conn, ssl.SSLSocket):
             return not _watcher.readable(conn.fileno())
-        if conn.pending():
-            return False
+        if conn.version() is None or conn.pending():
+            return False  # after an unwrap() it would go on in plain text
         if not _watcher.readable(conn.fileno()):
             return True
         # It may be no more than a session ticket, which TLS 1.3 sends unasked.

@@ -8,6 +8,8 @@ checkpoints.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import itertools
 import os
 import sqlite3
@@ -16,7 +18,7 @@ import weakref
 from collections.abc import Callable
 from time import monotonic, sleep
 from typing import Any, Final, Literal, TypeAlias
-from urllib.parse import parse_qs, quote, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote_to_bytes, urlsplit
 
 from millpond.connector import Condition
 from millpond.connectors import _sqlite_connection
@@ -35,10 +37,13 @@ IsolationLevel: TypeAlias = Literal["DEFERRED", "IMMEDIATE", "EXCLUSIVE"] | None
 # What SQLite reads of a URI's query, and of what may be said there only some values (sqlite.org/uri.html).
 _PARAMETERS: Final = ("mode", "cache", "immutable", "nolock", "psow", "vfs", "modeof")
 _VALUES: Final = {"mode": ("ro", "rw", "rwc", "memory"), "cache": ("shared", "private")}
+# What an SQLite that was built to read encrypted files takes the key from; any other would pass over it.
+_KEYS: Final = ("key", "hexkey", "textkey")
 # What others write there, and how it is said here.
 _ELSEWHERE: Final = {
     "timeout": "say busy_timeout=... as a keyword",
     "check_same_thread": "a pool's connections may be used in any thread",
+    **dict.fromkeys(_KEYS, "it reads no encrypted files"),
     **{
         name: f"say {name}=... as a keyword"
         for name in ("autocommit", "busy_timeout", "detect_types", "isolation_level", "row_factory", "wal")
@@ -83,9 +88,9 @@ class Sqlite:
     `detect_types` are sqlite3's own.
 
     Between loans the open transaction is rolled back, and `row_factory`, `text_factory`, `isolation_level` and
-    `autocommit` are restored; a connection that still has a half-read cursor is closed. PRAGMAs, ATTACH, temporary
-    tables, functions and callbacks stay. A connection whose file has been replaced or deleted is not alive, which is
-    seen when it has been idle for the pool's `check_after`.
+    `autocommit` are restored; a connection that still has a half-read cursor is closed. PRAGMAs, limits, ATTACH,
+    temporary tables, functions and callbacks stay. A connection whose file has been replaced or deleted is not alive,
+    which is seen when it has been idle for the pool's `check_after`.
 
     A thread that is still in a statement when the loan ends is interrupted. What the pool has closed says so, in an
     `sqlite3.ProgrammingError`. With a cursor that was read in part it keeps its file and the cursor's snapshot, until
@@ -119,21 +124,23 @@ class Sqlite:
         self._isolation_level: Any = isolation_level.upper() if isinstance(isolation_level, str) else isolation_level
         self._row_factory = row_factory
         self._detect_types = detect_types
-        self.target: str = f"sqlite:///{_file_of(self._path)}"  # without the query, which may hold a key
+        # Without the query, which may hold a key; and with names of any bytes so that they can be printed.
+        self.target: str = f"sqlite:///{os.fsencode(_file_of(self._path)).decode(errors='backslashreplace')}"
         query = _query_of(self._path)
-        memory = "memory" in query.get("mode", ()) or "memdb" in query.get("vfs", ())
-        shared = "shared" in query.get("cache", ())
+        name = self._path[5:].partition("?")[0] if self._path.startswith("file:") else self._path
+        memory = "memory" in query.get("mode", ()) or "memdb" in query.get("vfs", ()) or name == ":memory:"
+        # As SQLite shares them: by a cache of that name, or by a name that begins with a slash.
+        is_shared = name.startswith("/") if "memdb" in query.get("vfs", ()) else "shared" in query.get("cache", ())
         if self._path == ":memory:":
             if sqlite3.sqlite_version_info < (3, 36):
                 raise ValueError(f"sharing :memory: needs SQLite 3.36; this is {sqlite3.sqlite_version}")
             self._path = f"file:/millpond-{os.getpid()}-{next(_numbers)}?vfs=memdb"
             memory = True
-        elif self._path.startswith("file::memory:") and shared:
-            memory = True
-        elif not self._path or self._path.startswith("file::memory:"):
-            raise ValueError(f"each connection to {self._path!r} would have a database of its own; use ':memory:'")
-        elif "memory" in query.get("mode", ()) and not shared:
-            raise ValueError("each connection to mode=memory has a database of its own unless there is cache=shared")
+        elif not name or (memory and not is_shared):
+            raise ValueError(
+                f"each connection to {self._path!r} would have a database of its own; use ':memory:', "
+                "a name and cache=shared, or with vfs=memdb a name that begins with a slash"
+            )
         self._wal = wal and not memory and "ro" not in query.get("mode", ()) and "immutable" not in query
         # The file to watch for being replaced.
         self._file = None if memory else _file_of(self._path)
@@ -186,6 +193,8 @@ class Sqlite:
         try:
             # With autocommit=False there always is a transaction.
             condition = UNPROVED if self._autocommit is False else CLEAN
+            if conn.inside:  # type: ignore[attr-defined]
+                return BROKEN  # somebody is in a script, of which only the statement under way could be interrupted
             if (conn.in_transaction and condition is CLEAN) or self._state.is_changed(conn):
                 return DIRTY
             # An interrupt does nothing if no statement is under way; but if one is, every statement fails from now on
@@ -211,13 +220,9 @@ class Sqlite:
     def reset(self, conn: sqlite3.Connection, timeout: float) -> None:
         """Roll back and restore the attributes; a statement that somebody is still in is interrupted after 0.1 s."""
         with Limit(PATIENCE, conn.interrupt):
-            if _autocommit(conn) is not True:
-                conn.rollback()
-            elif conn.in_transaction:
-                conn.execute("ROLLBACK").close()  # with autocommit=True sqlite3's own rollback() does nothing
+            _sqlite_connection.roll_back(conn)
         self._state.restore(conn)
-        if conn.in_transaction and self._autocommit is not False:
-            conn.execute("ROLLBACK").close()  # the borrower's autocommit=False had begun another
+        _sqlite_connection.end_what_has_begun(conn)
 
     def close(self, conn: sqlite3.Connection) -> None:
         """Close the connection; the last one to a WAL file writes its log back, which may take a while.
@@ -269,24 +274,39 @@ class Sqlite:
 
 
 def _file_of(path: str) -> str:
-    return unquote(urlsplit(path).path) if path.startswith("file:") else path
+    return os.fsdecode(unquote_to_bytes(urlsplit(path).path)) if path.startswith("file:") else path
 
 
 def _settled(path: str) -> str:
     """Return the path, or the URI, with the place that it leads to by now."""
-    if path.startswith("file:"):
-        rest, separator, query = path[5:].partition("?")
-        given = _query_of(path)
-        if rest.startswith(("/", ":memory:")) or "memory" in given.get("mode", ()) or "memdb" in given.get("vfs", ()):
-            return path
-        return f"file:{quote(os.path.abspath(unquote(rest)))}{separator}{query}"
-    return path if path in ("", ":memory:") else os.path.abspath(path)
+    # Not normalised: where `..` leads behind a link is the system's to say.
+    here = os.path.join(os.getcwd(), "")
+    if not path.startswith("file:"):
+        return path if path in ("", ":memory:") else os.path.join(here, path)
+    path = path.partition("#")[0]
+    rest, separator, query = path[5:].partition("?")
+    given = _query_of(path)
+    if (
+        rest in ("", ":memory:")
+        or rest[0] == "/"
+        or "memory" in given.get("mode", ())
+        or "memdb" in given.get("vfs", ())
+    ):
+        return path
+    return f"file:{quote(os.fsencode(here))}{rest}{separator}{query}"
+
+
+@functools.cache
+def _reads_encrypted_files() -> bool:
+    with contextlib.closing(sqlite3.connect(":memory:")) as conn:
+        return ("HAS_CODEC",) in conn.execute("PRAGMA compile_options").fetchall()
 
 
 def _query_of(path: str) -> dict[str, list[str]]:
     """Return the query of a `file:` URI; raises `InvalidURL` if there is something that SQLite would pass over."""
     query = parse_qs(path.partition("?")[2], keep_blank_values=True) if path.startswith("file:") else {}
-    strange = [] if "vfs" in query else [name for name in query if name not in _PARAMETERS]
+    known = (*_PARAMETERS, *_KEYS) if _reads_encrypted_files() else _PARAMETERS
+    strange = [] if "vfs" in query else [name for name in query if name not in known]  # a vfs may have its own
     if strange:
         meant = _ELSEWHERE.get(strange[0], f"there are {', '.join(_PARAMETERS)}")
         raise InvalidURL(f"SQLite knows no query parameter {strange[0]!r}; {meant}")
@@ -310,7 +330,3 @@ def _use_wal(conn: sqlite3.Connection, deadline: float) -> None:
             sleep(0.001)
     if mode != "wal":
         raise NoWAL(f"the file cannot be put in WAL mode, and stays in mode {mode!r}; leave wal out")
-
-
-def _autocommit(conn: sqlite3.Connection) -> object:
-    return getattr(conn, "autocommit", None)  # it is there from Python 3.12 on

@@ -6,12 +6,13 @@ name is the scheme, the value a callable `(url, **options)` that returns a conne
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, NamedTuple, cast
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote_to_bytes, urlsplit
 
 if TYPE_CHECKING:
     from millpond.connector import AsyncConnector, Connector
@@ -157,15 +158,16 @@ def _file(url: str) -> tuple[str]:
         raise InvalidURL("an SQLite URL has no host: three slashes precede a relative path, four an absolute one")
     if path.startswith("~"):
         raise InvalidURL("an SQLite URL knows no home directory '~': write the path out, or use os.path.expanduser")
+    query = "&".join(part for part in query.split("&") if part and not part.startswith("uri="))
     if path.startswith("file:"):
-        rest = "&".join(part for part in query.split("&") if part and not part.startswith("uri="))
-        return (f"{path}?{rest}" if rest else path,)
-    path = unquote(path) or ":memory:"
+        return (f"{path}?{query}" if query else path,)
+    path = os.fsdecode(unquote_to_bytes(path)) or ":memory:"
     if not query:
         return (path,)
     if path == ":memory:":
         raise InvalidURL("an SQLite database in memory takes no query")
-    return (f"file:{quote(path)}?{query}",)
+    # More than one slash would begin a host.
+    return (f"file:{quote(re.sub('^/+', '/', path).encode(errors='surrogateescape'))}?{query}",)
 
 
 def _endpoint(url: str) -> tuple[str, int, bool]:
