@@ -173,7 +173,7 @@ async def test_nothing_of_a_loan_begins_after_it_has_ended(
             assert list(await again.execute_fetchall("select count(*) from work")) == [(10,)]
 
 
-@pytest.mark.parametrize("many", ["script", "rows"])
+@pytest.mark.parametrize("many", ["script", "rows", "rows of a cursor"])
 async def test_what_takes_many_statements_is_stopped_with_its_loan(tmp_path: Path, many: str) -> None:
     path = tmp_path / "app.db"
     async with AsyncPool(Aiosqlite(path, wal=True), max_size=1) as pool:
@@ -185,7 +185,8 @@ async def test_what_takes_many_statements_is_stopped_with_its_loan(tmp_path: Pat
                 if many == "script":
                     await conn.executescript("insert into work values (7);" * 300_000)
                 else:
-                    await conn.executemany("insert into work values (?)", ((x,) for x in range(30_000_000)))
+                    at = await conn.cursor() if "cursor" in many else conn
+                    await at.executemany("insert into work values (?)", ((x,) for x in range(30_000_000)))
         async with pool.connection(timeout=5) as conn:
             ((before,),) = await conn.execute_fetchall("select count(*) from work")
             await asyncio.sleep(0.2)

@@ -314,7 +314,6 @@ CHANGES: dict[str, Callable[[Any], object]] = {
     "server_cursor_factory": lambda conn: setattr(conn, "server_cursor_factory", object),
     "prepare_threshold": lambda conn: setattr(conn, "prepare_threshold", None),
     "prepared_max": lambda conn: setattr(conn, "prepared_max", 3),
-    "adapters.types.added": lambda conn: conn.adapters.types.add(psycopg.types.TypeInfo("int4", 25, 0)),
     "_notice_handlers": lambda conn: conn.add_notice_handler(print),
     "_notify_handlers": lambda conn: conn.add_notify_handler(print),
 }
@@ -537,6 +536,18 @@ def test_adapters_that_a_borrower_registered_do_not_reach_the_next(
             connector.reset(conn, 5)
             assert connector.inspect(conn, None) is (CLEAN if reset == "transaction" else UNPROVED)
         assert conn.execute("select 1, true, %s::text", ["x"]).fetchone() == (1, "t", "x")
+
+
+@pytest.mark.parametrize("reset", ["transaction", "session"])
+def test_a_type_that_a_borrower_added_does_not_reach_the_next(
+    postgres: Postgres, reset: Literal["transaction", "session"]
+) -> None:
+    with Pool(Psycopg(postgres.url, reset=reset), max_size=1) as pool:
+        for _ in range(2):
+            with pool.connection() as conn:
+                assert conn.adapters.types["int4"].oid == 23
+                conn.adapters.types.add(psycopg.types.TypeInfo("int4", 25, 0))
+        assert pool.stats().opens == 1
 
 
 def test_what_is_registered_for_a_cursor_or_elsewhere_is_no_change(connector: Psycopg[TupleRow], conn: Conn) -> None:

@@ -544,6 +544,22 @@ def test_a_name_may_be_of_any_bytes(
     assert os.listdir(place) == [name]
 
 
+def test_an_absolute_path_needs_no_place_to_start_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    for connector in (Sqlite(tmp_path / "app.db"), Sqlite(f"file:{tmp_path}/app.db?mode=rwc")):
+        connector.close(connector.open(5))
+
+
+def test_an_absolute_path_may_begin_with_more_than_one_slash(tmp_path: Path) -> None:
+    for query in ("", "?mode=rwc"):
+        connector = connector_for(f"sqlite:////{tmp_path}/app.db{query}")
+        connector.close(connector.open(5))
+    assert (tmp_path / "app.db").exists()
+
+
 def test_a_home_directory_is_not_guessed() -> None:
     with pytest.raises(InvalidURL, match="write the path out"):
         connector_for("sqlite:///~/app.db")

@@ -26,19 +26,19 @@ class ClientState:
         self._readings: Final = {**{name: name for name in names}, **readings}
         # What the first connection had, and with it nearly all; and what those had that differ, by their numbers: a
         # driver's connection need be neither hashable nor weakly referable, nor take an attribute.
-        self._usual: tuple[object, ...] | None = None
+        self._usual: Final[dict[str, tuple[object, ...]]] = {}
         self._unusual: Final[dict[int, tuple[object, ...]]] = {}
         self._read: Final = _reader(list(self._readings.values()))
         self.is_changed: Callable[[object], bool] = self._is_changed
-        """Tell whether an attribute of the connection is not as it was noted; of one never noted, nothing useful."""
+        """Tell whether an attribute of the connection is not as it was noted."""
 
     def note(self, conn: object) -> None:
         """Remember how the connection is."""
         values = tuple(map(_copied, self._read(conn)))
-        if self._usual is None:
-            self._usual = values
+        usual = self._usual.setdefault("values", values)  # of two who are first, one is
+        if usual is values:
             self.is_changed = _comparison(list(self._readings.values()), values, self._unusual, self._is_changed)
-        if _are_equal(values, self._usual):
+        if _are_equal(values, usual):
             self._unusual.pop(id(conn), None)  # another's, of before
         else:
             self._unusual[id(conn)] = values
@@ -68,7 +68,7 @@ class ClientState:
         self._unusual.pop(id(conn), None)
 
     def _noted(self, conn: object) -> tuple[object, ...]:
-        return self._unusual.get(id(conn), self._usual or ())
+        return self._unusual.get(id(conn), self._usual.get("values", ()))
 
     def _is_changed(self, conn: object) -> bool:
         return not _are_equal(self._read(conn), self._noted(conn))

@@ -138,11 +138,11 @@ class DBAPI(Factory[C]):
             condition = _proved(conn)
             if condition is None:
                 is_cut = error is not None and self._may_have_cut(conn, error)
-                return Condition.BROKEN if is_cut or _has_more_results(conn) else Condition.UNPROVED
+                return Condition.BROKEN if is_cut else Condition.UNPROVED
             settings = self._settings.get(type(conn), ())
             if condition is Condition.CLEAN and any(state.is_changed(conn) for state in settings):
                 return Condition.DIRTY
-        except self._errors:
+        except Exception:
             return Condition.BROKEN
         return condition
 
@@ -208,7 +208,6 @@ class DBAPI(Factory[C]):
         cursor = conn.cursor()
         cursor.execute(self._statement.replace("{}", str(number)))
         row: Any = cursor.fetchone()
-        cursor.fetchone()  # there is none, which mysql-connector has to read
         cursor.close()
         if "{}" not in self._statement:
             return
@@ -257,11 +256,6 @@ def _limit(descriptor: int | None, timeout: float) -> Iterator[None]:
     # A descriptor of our own: by the time the limit has passed, the driver's number may be somebody else's.
     with socket.socket(fileno=os.dup(descriptor)) as twin, Limit(timeout, functools.partial(cut, twin)):
         yield
-
-
-def _has_more_results(conn: object) -> bool:
-    # mysql-connector: its rollback reads an unread result, but takes the next result of a call for its own reply.
-    return getattr(conn, "have_next_result", False) is True or getattr(conn, "more_results", False) is True
 
 
 def _proved(conn: object) -> Condition | None:

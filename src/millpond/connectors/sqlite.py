@@ -78,9 +78,9 @@ class Sqlite:
     """Connections to one SQLite database, for a `Pool`.
 
     `database` is a path, or a `file:` URI; where it leads is settled now, and a later `os.chdir` changes nothing.
-    `":memory:"` is one database that all connections share and that lives as
-    long as the connector (SQLite's `memdb`, for SQLite 3.36 or later; unlike a shared cache it honours
-    `busy_timeout`). A database that each connection would have to itself raises ValueError.
+    `":memory:"` is one database that all connections share and that lives as long as the connector (SQLite's `memdb`,
+    for SQLite 3.36 or later; unlike a shared cache it honours `busy_timeout`). A database that each connection would
+    have to itself raises ValueError, and a query that SQLite would pass over `InvalidURL`, which is one.
 
     `wal=True` puts the file in WAL mode, in which readers and a writer do not wait for each other; the mode stays with
     the file, for every program. Else the mode is left alone. A statement waits up to `busy_timeout` seconds (default 5)
@@ -93,8 +93,8 @@ class Sqlite:
     which is seen when it has been idle for the pool's `check_after`.
 
     A thread that is still in a statement when the loan ends is interrupted. What the pool has closed says so, in an
-    `sqlite3.ProgrammingError`. With a cursor that was read in part it keeps its file and the cursor's snapshot, until
-    that is dropped and another connection is opened or closed.
+    `sqlite3.ProgrammingError`. With a cursor that was read in part it keeps its file and the cursor's snapshot (and,
+    but for WAL mode, others from writing), until that is dropped and another connection is opened or closed.
 
     What has a connection to a file when it forks must leave that file to its parent. SQLite notes per process which
     locks it holds; the child inherits the note and not the locks, and would write unlocked: the parent may then throw
@@ -280,9 +280,8 @@ def _file_of(path: str) -> str:
 def _settled(path: str) -> str:
     """Return the path, or the URI, with the place that it leads to by now."""
     # Not normalised: where `..` leads behind a link is the system's to say.
-    here = os.path.join(os.getcwd(), "")
     if not path.startswith("file:"):
-        return path if path in ("", ":memory:") else os.path.join(here, path)
+        return path if path in ("", ":memory:") or os.path.isabs(path) else os.path.join(os.getcwd(), path)
     path = path.partition("#")[0]
     rest, separator, query = path[5:].partition("?")
     given = _query_of(path)
@@ -293,7 +292,7 @@ def _settled(path: str) -> str:
         or "memdb" in given.get("vfs", ())
     ):
         return path
-    return f"file:{quote(os.fsencode(here))}{rest}{separator}{query}"
+    return f"file:{quote(os.fsencode(os.path.join(os.getcwd(), '')))}{rest}{separator}{query}"
 
 
 @functools.cache
@@ -305,9 +304,8 @@ def _reads_encrypted_files() -> bool:
 def _query_of(path: str) -> dict[str, list[str]]:
     """Return the query of a `file:` URI; raises `InvalidURL` if there is something that SQLite would pass over."""
     query = parse_qs(path.partition("?")[2], keep_blank_values=True) if path.startswith("file:") else {}
-    known = (*_PARAMETERS, *_KEYS) if _reads_encrypted_files() else _PARAMETERS
-    strange = [] if "vfs" in query else [name for name in query if name not in known]  # a vfs may have its own
-    if strange:
+    strange = [] if "vfs" in query else [name for name in query if name not in _PARAMETERS]  # a vfs may have its own
+    if strange and not (strange[0] in _KEYS and _reads_encrypted_files()):
         meant = _ELSEWHERE.get(strange[0], f"there are {', '.join(_PARAMETERS)}")
         raise InvalidURL(f"SQLite knows no query parameter {strange[0]!r}; {meant}")
     for name, values in _VALUES.items():
