@@ -31,6 +31,7 @@ __all__ = [
     "close_what_waits",
     "end_what_has_begun",
     "roll_back",
+    "stop",
 ]
 
 FAILED: Final = sqlite3.Error, SystemError, UnicodeError
@@ -178,6 +179,11 @@ def abandon(conn: sqlite3.Connection) -> None:
 def _bare(conn: sqlite3.Connection) -> Connection:
     """Return the connection itself: what traces `sqlite3.connect` wraps what it returns, and lists no cursors."""
     return cast("Connection", getattr(conn, "__wrapped__", conn))
+
+
+def stop(conn: sqlite3.Connection) -> None:
+    """Keep everybody from beginning another statement, and from writing; whoever closes it must not do so meanwhile."""
+    _end(_bare(conn))
 
 
 def close_what_waits() -> None:

@@ -14,10 +14,13 @@ import sqlite3
 import threading
 from collections.abc import Callable
 from queue import SimpleQueue
+from time import monotonic, sleep
 from typing import Any
 
 from millpond._extras import extra
 from millpond.connector import Condition
+from millpond.connectors import _sqlite_connection
+from millpond.connectors._sqlite_connection import PATIENCE
 from millpond.connectors.sqlite import IsolationLevel, Sqlite
 
 with extra("aiosqlite"):
@@ -44,6 +47,8 @@ class _Connection(aiosqlite.Connection):
         self._raw: sqlite3.Connection | None = None
         self._begun = self._ended = 0  # written by the loop's thread and by ours, one each
         self._over = 0  # so many had been asked for when the last loan ended
+        # Under whoever runs a statement the connection must not be freed.
+        self.ending = threading.Lock()
 
     @property
     def busy(self) -> bool:
@@ -77,6 +82,13 @@ class _Connection(aiosqlite.Connection):
         """Have nothing begin any more of what was asked for until now."""
         self._over = self._begun
 
+    def close_raw(self) -> None:
+        """Close sqlite3's connection, in its thread."""
+        with self.ending:
+            raw, self._raw = self._raw, None
+            if raw is not None:
+                self._close_raw(raw)
+
     def stop(self) -> None:
         """Have the thread close the connection and end, once it has done what is in its queue; needs no loop."""
         self._running = False
@@ -84,9 +96,7 @@ class _Connection(aiosqlite.Connection):
         self.forgo()
 
         def close_and_stop() -> object:
-            raw, self._raw = self._raw, None
-            if raw is not None:
-                self._close_raw(raw)
+            self.close_raw()
             return _STOP_RUNNING_SENTINEL
 
         self._tx.put_nowait((None, close_and_stop))
@@ -116,12 +126,19 @@ def _answer(future: asyncio.Future[object] | None, answer: Callable[..., None], 
 
 
 async def _stop(conn: aiosqlite.Connection) -> None:
-    """Interrupt what the thread is at until it is at nothing; one interrupt may fall between two statements."""
-    if isinstance(conn, _Connection):
-        conn.forgo()
-        while conn.busy:
-            conn._conn.interrupt()
-            await asyncio.sleep(_GLANCE)
+    """Interrupt what the thread is at, and wait for it; raises TimeoutError for what goes on all the same.
+
+    `executemany` does, for one: whoever interrupts it has Python's lock, so that it always is between two statements.
+    """
+    if not isinstance(conn, _Connection):
+        return
+    conn.forgo()
+    deadline = monotonic() + PATIENCE
+    while conn.busy:
+        conn._conn.interrupt()
+        await asyncio.sleep(_GLANCE)
+        if monotonic() > deadline:
+            raise TimeoutError("the thread of this connection goes on with what its last borrower has begun")
 
 
 class Aiosqlite:
@@ -200,22 +217,30 @@ class Aiosqlite:
         """Interrupt what the thread is still at, and wait until it has closed the connection."""
         try:
             await _stop(conn)
-            await conn._execute(self._sqlite.close, conn._conn)  # type: ignore[no-untyped-call]
+            await conn._execute(conn.close_raw)  # type: ignore[no-untyped-call, attr-defined]
         finally:
             conn.stop()
 
     def abandon(self, conn: aiosqlite.Connection) -> None:
         """Interrupt what the thread is at, and have it close the connection and end; works without a loop, too."""
         raw = conn._connection
+        is_busy = isinstance(conn, _Connection) and conn.busy
+        conn.stop()
         # Only then: an interrupt that nothing receives would keep the close from writing the log back.
-        if isinstance(conn, _Connection) and conn.busy and raw is not None:
+        if is_busy and raw is not None:
             with contextlib.suppress(sqlite3.Error):
                 raw.interrupt()
-        conn.stop()
-        if getattr(raw, "inside", None):
-            # A script goes on with its next statement. To keep it from that may take a while.
             with contextlib.suppress(RuntimeError):
-                threading.Thread(target=self._sqlite.abandon, args=(raw,), name="aiosqlite-stop", daemon=True).start()
+                threading.Thread(target=self._end, args=(conn, raw), name="aiosqlite-end", daemon=True).start()
+
+    def _end(self, conn: _Connection, raw: sqlite3.Connection) -> None:
+        """Keep what goes on after an interrupt, as a script does, from writing; it may have to be waited for."""
+        deadline = monotonic() + PATIENCE
+        while conn.busy and monotonic() < deadline:
+            sleep(_GLANCE)
+        with conn.ending:
+            if conn.busy:
+                _sqlite_connection.stop(raw)
 
     def refused(self, error: BaseException) -> bool:
         """Tell whether the file is not a database, or may not be read."""
