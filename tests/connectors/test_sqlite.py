@@ -802,16 +802,14 @@ def test_a_write_that_was_left_open_is_undone_though_its_cursor_is_half_read(
 @pytest.mark.parametrize("wal", [True, False])
 @pytest.mark.parametrize("many", ["script", "rows"])
 def test_what_takes_many_statements_is_stopped_with_its_loan(path: Path, many: str, wal: bool) -> None:
-    failures: list[Exception] = []
-
     def work(conn: sqlite3.Connection) -> None:
         try:
             if many == "script":
                 conn.executescript("insert into work values (7);" * 300_000)
             else:
                 conn.executemany("insert into work values (?)", ((x,) for x in range(30_000_000)))
-        except sqlite3.Error as failure:
-            failures.append(failure)
+        except Exception:
+            pass  # or none, since the number of an error is the connection's, and may be overwritten by ours
 
     with Pool(Sqlite(path, wal=wal), max_size=1) as pool:
         with pool.connection() as conn:
@@ -828,10 +826,12 @@ def test_what_takes_many_statements_is_stopped_with_its_loan(path: Path, many: s
             assert conn is not first
             thread.join(10)
             assert not thread.is_alive()
-            assert len(failures) == 1
+            with pytest.raises(sqlite3.ProgrammingError, match="the pool has closed"):
+                first.commit()
             conn.execute("begin immediate")
-            (before,) = conn.execute("select count(*) from work").fetchone()
-            assert before < 300_000
+            (count,) = conn.execute("select count(*) from work").fetchone()
+            assert count < 300_000
+            assert many == "script" or count == 0
             conn.rollback()
 
 

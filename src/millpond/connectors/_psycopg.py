@@ -177,7 +177,7 @@ class _Adapters(AdaptersMap):
 
     def __init__(self, template: AdaptersMap) -> None:
         super().__init__(template)
-        self.types: _Types = _Types(self.types)
+        self.types: TypesRegistry = _Types(self.types)
         self.as_opened = AdaptersMap(template)
 
     def register_dumper(self, cls: type | str | None, dumper: type[Dumper]) -> None:
@@ -389,7 +389,7 @@ class Inspection(Generic[C]):
         if conn._notifies_backlog:
             conn._notifies_backlog.clear()
         adapters = cast("_Adapters", conn._adapters)
-        if adapters.registered or adapters.types.added:
+        if adapters.registered or cast("_Types", adapters.types).added:
             conn._adapters = _Adapters(adapters.as_opened)
         self._state.restore(conn)
         conn.pgconn.notice_handler, conn.pgconn.notify_handler = getattr(conn, _HANDLERS)

@@ -203,7 +203,7 @@ class AsyncFactory(_Inspection[C]):
         await _done(self._close(conn))
 
 
-def expect_any_thread(conn: object) -> None:
+def expect_any_thread(conn: Any) -> None:  # noqa: ANN401
     """Raise TypeError for a connection that works in this thread only: the pool opens it in a thread of its own."""
     sqlite3 = sys.modules.get("sqlite3")
     if not sqlite3 or not isinstance(conn, sqlite3.Connection):
