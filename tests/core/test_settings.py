@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import math
 from dataclasses import FrozenInstanceError, fields
 from typing import Any
 
@@ -77,3 +78,8 @@ def test_an_unknown_setting_is_refused_with_the_one_that_may_be_meant(name: str,
     with pytest.raises(TypeError, match=f"^a pool has no setting '{name}'{hint}"):
         Settings.of({name: 5})  # type: ignore[misc]
     assert Settings.of({"max_size": 3}) == Settings(max_size=3)
+
+
+def test_connectors_are_told_a_limit_that_every_driver_can_take() -> None:
+    assert Settings(connect_timeout=2.5).exchange_limit == 2.5
+    assert Settings(connect_timeout=math.inf).exchange_limit * 1000 < 2**31
