@@ -12,10 +12,12 @@ from typing import Any
 from millpond.testing._keeper import unprivileged
 from millpond.testing.servers import Server, Setting
 
-__all__ = ["PROGRAM", "MariaDB"]
+__all__ = ["INSTALL", "PROGRAM", "MariaDB"]
 
 _PATH = "/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin"
 PROGRAM = shutil.which("mariadbd", path=_PATH)
+# What makes its first data needs the other one, of Debian's mariadb-client-core.
+INSTALL = shutil.which("mariadb-install-db", path=_PATH) and shutil.which("my_print_defaults", path=_PATH)
 
 _USERS = """\
 create database app;

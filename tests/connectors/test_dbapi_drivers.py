@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,11 +26,14 @@ from millpond.connectors.dbapi import DBAPI
 from millpond.testing import Postgres
 from millpond.testing.proxy import Proxy
 
-from .mariadb import PROGRAM, MariaDB
+from ..promises.alarms import Alarm
+from .mariadb import INSTALL, PROGRAM, MariaDB
 
 Wire = Callable[[str, int], Proxy]
 
-needs_mariadb = pytest.mark.skipif(PROGRAM is None, reason="MariaDB is not installed (Debian's mariadb-server-core)")
+needs_mariadb = pytest.mark.skipif(
+    not (PROGRAM and INSTALL), reason="MariaDB is not installed (Debian's mariadb-server-core, mariadb-client-core)"
+)
 
 
 @dataclass
@@ -252,6 +254,19 @@ def test_what_a_session_was_opened_with_holds_for_the_next(driver: Driver, given
             assert ask(conn, shown) == opened
 
 
+@drivers(*MYSQL[:1])
+def test_a_table_of_the_borrowers_own_is_given_back_as_it_was(driver: Driver) -> None:
+    mine = {str: lambda value, mapping: "'mine'"}
+    with driver.pool() as pool:
+        for _ in range(2):
+            with pool.connection() as conn:
+                conn.encoders = mine
+            assert list(mine) == [str]
+        with pool.connection() as conn:
+            assert conn.encoders is not mine
+        assert list(mine) == [str]
+
+
 @drivers("psycopg2", *MYSQL[:1])
 def test_an_encoding_that_was_changed_reaches_nobody(driver: Driver) -> None:
     with driver.pool() as pool:
@@ -380,7 +395,6 @@ def test_a_connection_that_was_cut_while_it_was_idle_reaches_nobody(driver: Driv
 @mysqls
 def test_a_transaction_that_a_failed_statement_has_opened_is_rolled_back(driver: Driver) -> None:
     """MySQL's error says nothing of the transaction, so mysql-connector believes that there is none."""
-    driver.one("select 1")
     with driver.pool() as pool:
         with pool.connection() as conn:
             run(
@@ -400,49 +414,38 @@ class Interruption(Exception):
     pass
 
 
+def interrupt() -> None:
+    raise Interruption
+
+
 SLOW = {"psycopg2": "select 99, pg_sleep(0.3)", "pg8000": "select 99, pg_sleep(0.3)"}
 
 
 @every
 @pytest.mark.parametrize("commits", [False, True])
 def test_what_was_interrupted_and_swallowed_answers_nobody_elses_question(driver: Driver, commits: bool) -> None:
-    def interrupt(*_: object) -> None:
-        raise Interruption
-
-    former = signal.signal(signal.SIGALRM, interrupt)
-    try:
-        with driver.pool() as pool:
-            for _ in range(2):
+    with Alarm(interrupt) as alarm, driver.pool() as pool:
+        for _ in range(2):
+            with pool.connection() as conn:
+                if commits:
+                    set_autocommit(conn)
+                with suppress(Exception):
+                    alarm.set(0.1)
+                    run(conn, SLOW.get(driver.name, "select 99 + sleep(0.3)"))
+            for value in (501, 502, 503):
                 with pool.connection() as conn:
-                    if commits:
-                        set_autocommit(conn)
-                    with suppress(Exception):
-                        signal.setitimer(signal.ITIMER_REAL, 0.1)
-                        run(conn, SLOW.get(driver.name, "select 99 + sleep(0.3)"))
-                for value in (501, 502, 503):
-                    with pool.connection() as conn:
-                        assert ask(conn, f"select {value}") == value
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, former)
+                    assert ask(conn, f"select {value}") == value
+        assert alarm.fired == 2
 
 
 @drivers("pg8000", *MYSQL)
 def test_what_was_interrupted_in_the_driver_is_not_waited_for(driver: Driver) -> None:
-    def interrupt(*_: object) -> None:
-        raise Interruption
-
-    former = signal.signal(signal.SIGALRM, interrupt)
-    try:
-        with driver.pool() as pool:
-            with pytest.raises(Interruption), pool.connection() as conn:
-                signal.setitimer(signal.ITIMER_REAL, 0.1)
-                run(conn, SLOW.get(driver.name, "select 99 + sleep(0.3)").replace("0.3", "30"))
-            with pool.connection(timeout=5) as conn:
-                assert ask(conn, "select 501") == 501
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, former)
+    with Alarm(interrupt) as alarm, driver.pool() as pool:
+        with pytest.raises(Interruption), pool.connection() as conn:
+            alarm.set(0.1)
+            run(conn, SLOW.get(driver.name, "select 99 + sleep(0.3)").replace("0.3", "30"))
+        with pool.connection(timeout=5) as conn:
+            assert ask(conn, "select 501") == 501
 
 
 @drivers("pg8000")

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import Literal, Protocol, TypedDict
 
-__all__ = ["LONGEST", "Limit", "Options", "Settings"]
+__all__ = ["Limit", "Options", "Settings"]
 
 
 class Options(TypedDict, total=False):

@@ -57,11 +57,8 @@ class ClientState:
             owner, _, last = name.rpartition(".")
             if reading.endswith("()"):
                 getattr(conn, name)(value)
-            elif isinstance(now, dict) and isinstance(value, dict):
-                now.clear()
-                now.update(value)
             else:
-                setattr(attrgetter(owner)(conn) if owner else conn, last, _copied(value))
+                _set(attrgetter(owner)(conn) if owner else conn, last, now, _copied(value))
 
     def forget(self, conn: object) -> None:
         """Drop what was noted."""
@@ -79,6 +76,17 @@ def _are_equal(one: object, other: object) -> bool:
         return one is other or bool(one == other)
     except Exception:
         return False  # some cannot be compared, and are then another's
+
+
+def _set(owner: object, name: str, now: object, value: object) -> None:
+    try:
+        setattr(owner, name, value)
+    except (AttributeError, TypeError):
+        if not (isinstance(now, dict) and isinstance(value, dict)):
+            raise
+        # It cannot be replaced, so it is the connection's own, and no dict of the borrower's that others use.
+        now.clear()
+        now.update(value)
 
 
 def _copied(value: object) -> object:

@@ -94,7 +94,7 @@ _SETTINGS = (
 _DEFAULTS = {"autocommit": False, "prepare_threshold": 5}
 
 # Under these names a connection knows its socket's descriptor, and who hears of libpq's notices and notifications. To
-# compare these two with each return would cost a loan a tenth more, and nobody sets them: a reset puts them back.
+# compare these two at each return would cost every loan, for what hardly anybody sets: a reset puts them back.
 _SOCKET = "_millpond_socket"
 _HANDLERS = "_millpond_handlers"
 

@@ -20,6 +20,7 @@ from typing import Any, Final, Literal, NoReturn, cast
 
 from millpond import _fork
 from millpond.connectors._watchdog import Limit
+from millpond.connectors.factory import bare
 
 __all__ = [
     "FAILED",
@@ -30,6 +31,7 @@ __all__ = [
     "close",
     "close_what_waits",
     "end_what_has_begun",
+    "is_half_read",
     "roll_back",
     "stop",
 ]
@@ -150,7 +152,7 @@ def close(conn: sqlite3.Connection) -> None:
 
     A cursor at rest does not keep it open, and is closed with it.
     """
-    ended = _end(_bare(conn))
+    ended = _end(_own(conn))
     for _ in range(GRACE):
         if not _users(ended):
             break
@@ -164,7 +166,7 @@ def close(conn: sqlite3.Connection) -> None:
 
 def abandon(conn: sqlite3.Connection) -> None:
     """Close a connection, unless there is a cursor of it: then when that is gone."""
-    conn = _bare(conn)
+    conn = _own(conn)
     if conn.callbacks:
         close(conn)  # it could not be rolled back, and would keep others out
         return
@@ -176,14 +178,13 @@ def abandon(conn: sqlite3.Connection) -> None:
     close_what_waits()
 
 
-def _bare(conn: sqlite3.Connection) -> Connection:
-    """Return the connection itself: what traces `sqlite3.connect` wraps what it returns, and lists no cursors."""
-    return cast("Connection", getattr(conn, "__wrapped__", conn))
+def _own(conn: sqlite3.Connection) -> Connection:
+    return cast("Connection", bare(conn))  # what wraps it lists no cursors
 
 
 def stop(conn: sqlite3.Connection) -> None:
     """Keep everybody from beginning another statement, and from writing; whoever closes it must not do so meanwhile."""
-    _end(_bare(conn))
+    _end(_own(conn))
 
 
 def close_what_waits() -> None:
@@ -243,7 +244,7 @@ def _users(conn: Connection) -> list[object]:
 
 def _is_at_rest(user: object, conn: Connection) -> bool:
     """Tell whether nobody is inside of a cursor, and close it if so."""
-    if not isinstance(user, sqlite3.Cursor) or (not conn.callbacks and _is_half_read(conn)):
+    if not isinstance(user, sqlite3.Cursor) or (not conn.callbacks and is_half_read(conn)):
         return False
     try:
         sqlite3.Cursor.close(user)
@@ -261,12 +262,12 @@ def _cursors(conn: sqlite3.Connection) -> list[object]:
 @functools.cache
 def _can_tell() -> bool:
     """Whether this Python's connections list their cursors."""
-    with contextlib.closing(_bare(sqlite3.connect(":memory:"))) as conn:
+    with contextlib.closing(_own(sqlite3.connect(":memory:"))) as conn:
         cursor = conn.cursor()
         return _cursors(conn) == [cursor]
 
 
-def _is_half_read(conn: Connection) -> bool:
+def is_half_read(conn: sqlite3.Connection) -> bool:
     """Interrupt what is under way, and tell whether it stays so."""
     try:
         sqlite3.Connection.interrupt(conn)
@@ -280,7 +281,7 @@ def _is_half_read(conn: Connection) -> bool:
 
 def _close(conn: Connection) -> None:
     if conn.interrupted:
-        _is_half_read(conn)  # takes up an interrupt that met nobody: it would keep the log from being written back
+        is_half_read(conn)  # takes up an interrupt that met nobody: it would keep the log from being written back
     with contextlib.suppress(sqlite3.Error):  # it was never open
         sqlite3.Connection.close(conn)
     if conn.opened is not None:

@@ -223,11 +223,10 @@ class Aiosqlite:
 
     def abandon(self, conn: aiosqlite.Connection) -> None:
         """Interrupt what the thread is at, and have it close the connection and end; works without a loop, too."""
-        raw = conn._connection
-        is_busy = isinstance(conn, _Connection) and conn.busy
         conn.stop()
+        raw = conn._raw if isinstance(conn, _Connection) else None
         # Only then: an interrupt that nothing receives would keep the close from writing the log back.
-        if is_busy and raw is not None:
+        if isinstance(conn, _Connection) and conn.busy and raw is not None:
             with contextlib.suppress(sqlite3.Error):
                 raw.interrupt()
             with contextlib.suppress(RuntimeError):

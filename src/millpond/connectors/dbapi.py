@@ -13,12 +13,12 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeGuard, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from millpond.connector import Condition
 from millpond.connectors._client_state import ClientState
 from millpond.connectors._watchdog import Limit
-from millpond.connectors.factory import Factory, cut, expect_any_thread
+from millpond.connectors.factory import Factory, bare, cut, expect_any_thread, is_sqlite
 from millpond.connectors.urls import place
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ class DBAPI(Factory[C]):
             return False
         if not isinstance(error, Exception) or "{}" not in self._statement:
             return True
-        driver = type(_bare(conn)).__module__.partition(".")[0]
+        driver = type(bare(conn)).__module__.partition(".")[0]
         frames = traceback.walk_tb(error.__traceback__)
         return any(frame.f_globals.get("__name__", "").partition(".")[0] == driver for frame, _ in frames)
 
@@ -186,13 +186,13 @@ class DBAPI(Factory[C]):
                 settings.others.restore(conn)  # the answer is to be read as it would be just after the open
                 self._ask_anyway(conn)
             # In this order: within a transaction psycopg2 takes no setting, and MySQL would commit it.
-            if is_sqlite := _is_sqlite(conn):
+            if sqlite := is_sqlite(conn):
                 _sqlite().roll_back(conn)
             else:
                 conn.rollback()
             settings.autocommit.restore(conn)
             settings.others.restore(conn)
-            if is_sqlite:
+            if sqlite:
                 _sqlite().end_what_has_begun(conn)
 
     def _ask_anyway(self, conn: C) -> None:
@@ -271,12 +271,7 @@ def _proved(conn: object) -> Condition | None:
         if getattr(conn, "status", None) == _PREPARED:
             return Condition.BROKEN
         return {0: Condition.CLEAN, 2: Condition.DIRTY, 3: Condition.DIRTY}.get(status, Condition.BROKEN)
-    return _proved_by_sqlite(conn) if _is_sqlite(conn) else None
-
-
-def _is_sqlite(conn: object) -> TypeGuard[sqlite3.Connection]:
-    sqlite3 = sys.modules.get("sqlite3")
-    return sqlite3 is not None and isinstance(conn, sqlite3.Connection)
+    return _proved_by_sqlite(conn) if is_sqlite(conn) else None
 
 
 def _sqlite() -> ModuleType:
@@ -291,12 +286,7 @@ def _proved_by_sqlite(conn: sqlite3.Connection) -> Condition:
         if getattr(conn, "autocommit", None) is not False:
             return Condition.DIRTY
         condition = Condition.UNPROVED  # there always is a transaction
-    try:
-        conn.interrupt()  # see millpond.connectors.sqlite
-        conn.execute("SELECT 1").close()
-    except Exception:
-        return Condition.BROKEN  # a half-read cursor
-    return condition
+    return Condition.BROKEN if _sqlite().is_half_read(bare(conn)) else condition
 
 
 def _is_number(answer: object, number: int) -> bool:
@@ -335,12 +325,7 @@ def _has(conn: object, name: str, *, method: bool) -> bool:
     except Exception:  # not with this server, this client, ...
         return False
     owner = getattr(value, "__self__", None)
-    return (owner is not None and (owner is conn or owner is _bare(conn))) is method
-
-
-def _bare(conn: object) -> object:
-    """Return the connection itself: what traces a driver wraps its connections."""
-    return getattr(conn, "__wrapped__", conn)
+    return (owner is not None and (owner is conn or owner is bare(conn))) is method
 
 
 def _expect_restorable(conn: object, settings: _Settings) -> None:

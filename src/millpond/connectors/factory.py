@@ -12,12 +12,13 @@ import stat
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeGuard, TypeVar, cast
 
 from millpond import _watcher
 from millpond.connector import Condition
 
 if TYPE_CHECKING:
+    import sqlite3
     from asyncio.trsock import TransportSocket
 
 __all__ = ["AsyncFactory", "Factory"]
@@ -105,7 +106,7 @@ class Factory(_Inspection[C]):
     has one. `ping` raises if the connection does not work; without it the socket is looked at. `inspect` proves a
     connection clean (see `Connector.inspect`); without it nothing is asked, and a loan that ended without an error
     counts as clean. `reset`, given without `inspect`, runs after every loan. `abandon` frees a broken connection
-    without waiting. `refused` tells the failures of `connect` that another try would not mend.
+    without waiting. `refused` tells the failures of `connect` that another try would not mend (by default a TypeError).
 
     The callables keep time themselves: nothing in Python can stop a blocking call.
     """
@@ -203,17 +204,27 @@ class AsyncFactory(_Inspection[C]):
         await _done(self._close(conn))
 
 
+def bare(conn: object) -> object:
+    """Return the connection itself: what traces a driver wraps its connections."""
+    return getattr(conn, "__wrapped__", conn)
+
+
+def is_sqlite(conn: object) -> TypeGuard[sqlite3.Connection]:
+    """Tell whether it is a connection of sqlite3's, without importing that."""
+    module = sys.modules.get("sqlite3")
+    return module is not None and isinstance(conn, module.Connection)
+
+
 def expect_any_thread(conn: Any) -> None:  # noqa: ANN401
     """Raise TypeError for a connection that works in this thread only: the pool opens it in a thread of its own."""
-    sqlite3 = sys.modules.get("sqlite3")
-    if not sqlite3 or not isinstance(conn, sqlite3.Connection):
+    if not is_sqlite(conn):
         return
     refusals: list[Exception] = []
 
     def use() -> None:
         try:
             conn.cursor()
-        except sqlite3.ProgrammingError as refusal:
+        except sys.modules["sqlite3"].ProgrammingError as refusal:
             refusals.append(refusal)
         except Exception:
             pass  # a class of its own, which may have its reasons
