@@ -15,13 +15,21 @@ from millpond._shell import Shell
 from millpond.budget import Budget
 from millpond.errors import PoolClosed
 
-__all__ = ["Keyed"]
+__all__ = ["Keyed", "named"]
 
 K = TypeVar("K", bound=Hashable)
 P = TypeVar("P", bound=Shell[Any])
 
 FEW: Final = 8
 """So many unused pools may be kept before it is worth looking for them."""
+
+
+def named(options: Options, key: object, source: object) -> Options:
+    """Return the options with a name for the pool of a key: for a key that may hold a password, where it leads."""
+    shown = str(key)
+    if "://" in shown or "password" in shown.lower():
+        shown = str(getattr(source, "target", type(key).__name__))
+    return {**options, "name": f"{Settings.of(options).name}[{shown}]"}
 
 
 class Keyed(Generic[K, P]):
@@ -86,7 +94,7 @@ class Keyed(Generic[K, P]):
                 raise PoolClosed(f"keyed pool {self.name!r} is closed\n  hint: make a new one")
             pool = self._alive.get(key)
             if pool is None:
-                made = self._make(key, {**self._options, "name": f"{self.name}[{key}]"})
+                made = self._make(key, {**self._options})
                 made._droppable = True
                 # A signal handler may have asked for the same key meanwhile.
                 pool = self._alive.setdefault(key, made)

@@ -21,6 +21,7 @@ with extra("async"):
     import anyio
 
 from millpond._backends import AsyncWaiter, Backend, current_backend
+from millpond._by_url import parted
 from millpond._core.core import BEAT, Job, Task
 from millpond._core.entry import Claim
 from millpond._core.lease import Lease, let_go
@@ -305,16 +306,18 @@ class AsyncPool(Shell[C]):
     def from_url(cls, url: str, **options: object) -> Self:
         """Make a pool of connections to a URL.
 
-        Known are `postgresql://` (psycopg), `postgresql+asyncpg://`, `sqlite:///` (aiosqlite), `tcp://`, `tls://`, and
-        what installed packages add by the entry point group `millpond.async_connectors`. Options that are not settings
-        of the pool go to the connector. `AsyncPool[asyncpg.Connection].from_url(...)` tells type checkers what is lent.
+        Known are `postgresql://` (psycopg), `postgresql+asyncpg://`, `redis://`, `rediss://`, `unix://` (redis-py),
+        `sqlite:///` (aiosqlite), `tcp://`, `tls://`, and what installed packages add by the entry point group
+        `millpond.async_connectors`. Options that are not settings of the pool go to the connector.
+        `AsyncPool[asyncpg.Connection].from_url(...)` tells type checkers what is lent.
 
-        Raises `ValueError` for a URL that cannot work, `ImportError` for a driver that is not installed.
+        Raises `ValueError` for a URL that cannot work, which says why and quotes no password; TypeError for what is no
+        str, and for an option that neither knows; `ImportError` for a driver that is not installed.
         """
         from millpond.connectors.urls import async_connector_for
 
-        settings = {name: options.pop(name) for name in list(options) if name in Options.__annotations__}
-        return cls(async_connector_for(url, **options), **settings)  # type: ignore[arg-type]
+        connector, settings = parted(url, options, async_connector_for)
+        return cls(connector, **settings)  # type: ignore[arg-type]
 
     # Borrowing and returning.
 

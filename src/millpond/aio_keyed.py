@@ -7,7 +7,7 @@ from time import monotonic
 from typing import Generic, Self, TypeVar, Unpack
 
 from millpond._core.settings import Options
-from millpond._keyed import Keyed
+from millpond._keyed import Keyed, named
 from millpond.aio import AsyncPool, TaskLease
 from millpond.connector import AsyncConnector
 
@@ -35,7 +35,11 @@ class AsyncKeyedPool(Keyed[K, AsyncPool[C]], Generic[K, C]):
         total: int | None = None,
         **settings: Unpack[Options],
     ) -> None:
-        super().__init__(lambda key, options: AsyncPool(source(key), **options), total, settings)
+        def make(key: K, options: Options) -> AsyncPool[C]:
+            found = source(key)
+            return AsyncPool(found, **named(options, key, found))
+
+        super().__init__(make, total, settings)
 
     def connection(self, key: K, timeout: float | None = None) -> TaskLease[C]:
         """Lend a connection to a key's target to a `with` block, as `AsyncPool.connection` does."""

@@ -252,10 +252,12 @@ _CAPITAL: Final = re.compile("(?<!^)[A-Z]")
 
 
 def brief(error: BaseException | None) -> str:
-    """Put an error on one line."""
+    """Put an error on one line, whatever is in its text."""
+    from millpond.connectors._url_text import printable
+
     if error is None:
         return "unknown"
-    text = " ".join(str(error).split())
+    text = printable(" ".join(str(error).split()))
     return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
 
 

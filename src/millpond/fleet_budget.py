@@ -23,10 +23,12 @@ from millpond._extras import extra
 with extra("redis"):
     import redis
     from redis.backoff import NoBackoff
+    from redis.connection import parse_url
     from redis.retry import Retry
 
 from millpond._permit_file import Note, PermitFile, shared_path
 from millpond._shared_budget import SETBACK, SharedBudget, register
+from millpond.connectors.redis import options_of
 from millpond.errors import Misuse
 
 __all__ = ["FleetBudget", "FleetMember", "members"]
@@ -313,7 +315,7 @@ _here: Final[dict[str, weakref.ref[FleetBudget]]] = {}
 def members(url: str, name: str) -> list[FleetMember]:
     """Return what a coordinator knows of the members of a budget.
 
-    It waits up to a second for each answer, and raises redis-py's errors.
+    It waits up to a second for each answer, and raises redis-py's errors, or `ValueError` for what is no such URL.
     """
     shared_path(name, "fleet")  # which looks at the name
     keys: dict[str, str] = dict(zip(KEYS, _keys(name), strict=True))
@@ -346,13 +348,14 @@ def _ask(client: Any, keys: dict[str, str]) -> list[dict[str, Any]]:  # noqa: AN
 
 
 def _client(url: str) -> Any:  # noqa: ANN401
-    return redis.Redis.from_url(
-        url,
-        socket_timeout=PATIENCE,
-        socket_connect_timeout=PATIENCE,
-        retry=Retry(NoBackoff(), 0),
-        decode_responses=True,
-    )
+    settings: dict[str, Any] = {
+        "socket_timeout": PATIENCE,
+        "socket_connect_timeout": PATIENCE,
+        "retry": Retry(NoBackoff(), 0),
+        "decode_responses": True,
+    }
+    # As redis-py's from_url does it, which would quote a password that it cannot read.
+    return redis.Redis.from_pool(redis.ConnectionPool(**{**settings, **options_of(url, parse_url)}))
 
 
 def _keys(name: str) -> list[str]:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final, Self, TypeVar, Unpack
 
 from millpond import events
 from millpond._bell import ThreadBell
+from millpond._by_url import parted
 from millpond._core.core import BEAT, Fitness, Job, Task
 from millpond._core.entry import Claim
 from millpond._core.lease import LENT, Lease, let_go
@@ -459,16 +460,18 @@ class Pool(Shell[C]):
     def from_url(cls, url: str, **options: object) -> Self:
         """Make a pool of connections to a URL.
 
-        Known are `postgresql://` (psycopg), `sqlite:///`, `tcp://`, `tls://`, and what installed packages add by the
-        entry point group `millpond.connectors`. Options that are not settings of the pool go to the connector.
-        `Pool[psycopg.Connection].from_url(...)` tells a type checker what is lent.
+        Known are `postgresql://` (psycopg), `redis://`, `rediss://`, `unix://` (redis-py), `sqlite:///`, `tcp://`,
+        `tls://`, and what installed packages add by the entry point group `millpond.connectors`. Options that are not
+        settings of the pool go to the connector. `Pool[psycopg.Connection].from_url(...)` tells a type checker what is
+        lent.
 
-        Raises `ValueError` for a URL that cannot work, `ImportError` for a driver that is not installed.
+        Raises `ValueError` for a URL that cannot work, which says why and quotes no password; TypeError for what is no
+        str, and for an option that neither knows; `ImportError` for a driver that is not installed.
         """
         from millpond.connectors.urls import connector_for
 
-        settings = {name: options.pop(name) for name in list(options) if name in Options.__annotations__}
-        return cls(connector_for(url, **options), **settings)  # type: ignore[arg-type]
+        connector, settings = parted(url, options, connector_for)
+        return cls(connector, **settings)  # type: ignore[arg-type]
 
     # Borrowing and returning.
 

@@ -18,6 +18,7 @@ import redis
 
 from millpond import FleetBudget, Misuse, Pool, PoolTimeout
 from millpond._permit_file import Note, PermitFile
+from millpond.connectors.urls import InvalidURL
 from millpond.fleet_budget import members
 from millpond.testing import FakeConnector, Proxy, Valkey
 
@@ -347,6 +348,10 @@ def test_arguments_that_cannot_be_are_refused(url: str) -> None:
         FleetBudget(url, "much", 2, minimum=3)
     with pytest.raises(ValueError, match="Redis URL must specify one of"):
         FleetBudget("http://nowhere", "strange", 2)
+    with pytest.raises(InvalidURL, match="percent-encoded") as refusal:
+        FleetBudget("redis://:open:]sesame@nowhere/0", "encoded", 2)
+    assert "sesame" not in str(refusal.value)
+    assert refusal.value.__context__ is None
     budget = FleetBudget(url, "twice", 2)
     with pytest.raises(Misuse, match="has a FleetBudget 'twice' already"):
         FleetBudget(url, "twice", 2)

@@ -8,6 +8,7 @@ import ssl
 import threading
 from collections.abc import AsyncIterator, Iterator
 from time import monotonic
+from typing import Any
 
 import anyio
 import pytest
@@ -465,6 +466,48 @@ async def test_opening_by_a_task_ends_in_time_in_a_black_hole(case: str) -> None
         with pytest.raises(TimeoutError):
             await connector.open(0.3)
         assert 0.25 <= monotonic() - begin < 4
+
+
+@pytest.fixture
+def two_addresses(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, int]]:
+    """A host whose first address is of a family that this kernel does not have, as IPv6 in many containers."""
+    look_up = socket.getaddrinfo
+
+    def found(host: Any, port: Any, *args: Any, **kwargs: Any) -> list[Any]:
+        if host not in ("two.test", b"two.test"):
+            return look_up(host, port, *args, **kwargs)
+        strange = (3, socket.SOCK_STREAM, 6, "", ("::1", port, 0, 0))  # AX.25, of radio amateurs
+        return [strange, *look_up("127.0.0.1", port, type=socket.SOCK_STREAM)]
+
+    with pytest.raises(OSError, match="not supported"):
+        socket.socket(3, socket.SOCK_STREAM, 6)
+    monkeypatch.setattr(socket, "getaddrinfo", found)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield "two.test", server.getsockname()[1]
+
+
+def test_an_address_of_a_family_that_is_not_there_is_passed_over(two_addresses: tuple[str, int]) -> None:
+    connector = Socket(*two_addresses)
+    conn = connector.open(5)
+    assert conn.getpeername() == ("127.0.0.1", two_addresses[1])
+    connector.close(conn)
+
+
+async def open_and_close(connector: AsyncSocket) -> Any:
+    stream = await connector.open(5)
+    peer = stream.extra(SocketAttribute.remote_address)
+    await connector.close(stream)
+    return peer
+
+
+def test_a_task_passes_over_an_address_of_a_family_that_is_not_there(two_addresses: tuple[str, int]) -> None:
+    assert anyio.run(open_and_close, AsyncSocket(*two_addresses)) == ("127.0.0.1", two_addresses[1])
+
+
+@pytest.mark.usefixtures("two_addresses")
+def test_of_several_addresses_the_last_failure_is_told(two_addresses: tuple[str, int]) -> None:
+    with pytest.raises(ConnectionRefusedError):
+        Socket("two.test", 1).open(5)
 
 
 def test_a_closed_port_is_no_refusal() -> None:

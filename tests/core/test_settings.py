@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from millpond import Settings
-from millpond._core.settings import Options
+from millpond._core.settings import ALIASES, Options
 
 
 @pytest.mark.parametrize(
@@ -71,12 +71,21 @@ def test_the_keyword_arguments_of_a_pool_are_the_settings() -> None:
 
 @pytest.mark.parametrize(
     ("name", "hint"),
-    [("max_sise", r"; did you mean max_size\?$"), ("colour", r"; there are name, min_size, .*, ride_out, budget$")],
+    [
+        ("max_sise", r"; did you mean max_size\?$"),
+        ("pool_recycle", r"; did you mean max_lifetime\?$"),
+        ("colour", r"; there are name, min_size, .*, ride_out, budget$"),
+    ],
 )
 def test_an_unknown_setting_is_refused_with_the_one_that_may_be_meant(name: str, hint: str) -> None:
     with pytest.raises(TypeError, match=f"^a pool has no setting '{name}'{hint}"):
         Settings.of({name: 5})  # type: ignore[misc]
     assert Settings.of({"max_size": 3}) == Settings(max_size=3)
+
+
+def test_what_other_pools_call_a_setting_is_a_setting() -> None:
+    assert set(ALIASES.values()) <= {field.name for field in fields(Settings)}
+    assert not set(ALIASES) & {field.name for field in fields(Settings)}
 
 
 def test_connectors_are_told_a_limit_that_every_driver_can_take() -> None:

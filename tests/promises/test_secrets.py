@@ -7,6 +7,7 @@ import functools
 import gc
 import logging
 import os
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from urllib.parse import quote, urlsplit
 import psycopg
 import pytest
 
-from millpond import AsyncPool, ConnectFailed, Pool, PoolError, _looking, expose, logs
+from millpond import AsyncPool, ConnectFailed, KeyedPool, Pool, PoolError, _looking, expose, logs
 from millpond.connectors.asyncpg import Asyncpg
 from millpond.connectors.dbapi import DBAPI
 from millpond.connectors.psycopg import AsyncPsycopg, Psycopg
@@ -219,6 +220,23 @@ def test_a_pool_at_work_tells_no_password(postgres: Postgres, caplog: pytest.Log
     assert "never closed" in str([warning.message for warning in caught])
     for text in (told, logged(caplog), str([warning.message for warning in caught])):
         assert password not in text
+
+
+@pytest.mark.parametrize("key_of", [url_of, conninfo_of, lambda *where: (url_of(*where), 1)])
+def test_a_keyed_pool_whose_key_is_a_url_tells_no_password(
+    unwelcoming: tuple[str, int], key_of: Callable[[str, int], Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """It has one pool for each key, and the key in its name: in errors, logs, statistics and names of threads."""
+    caplog.set_level(logging.DEBUG)
+    with KeyedPool[Any, Any](lambda key: Psycopg(key if isinstance(key, str) else key[0]), name="tenants") as pools:
+        key = key_of(*unwelcoming)
+        with pytest.raises(PoolError) as failure:
+            pools[key].acquire(timeout=5)
+        told = said_by(pools[key])
+        threads = str(threading.enumerate())
+    assert f"tenants[postgresql://app@{unwelcoming[0]}" in str(failure.value)
+    for text in (said_of(failure.value), told, threads, logged(caplog)):
+        assert WORD not in text
 
 
 def test_a_file_database_tells_its_path_and_no_key(tmp_path: Path) -> None:

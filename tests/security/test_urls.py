@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from urllib.parse import quote
 
 import pytest
+from asyncpg import InterfaceError
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 import millpond.redis
 import millpond.redis.asyncio
+from millpond.connectors.asyncpg import Asyncpg
 from millpond.connectors.urls import async_connector_for, connector_for
 
 WORD = "opensesame"
@@ -38,14 +41,24 @@ def encoded(text: str) -> str:
 
 
 def told(make: Make, url: str) -> str:
-    """Return what is said of a URL: its connector's text, or the reason of its refusal."""
+    """Return what is said of a URL: its connector's text, or the reason of its refusal and what that came from."""
     try:
         made = make(url)
-    except ValueError as refusal:
-        reason = str(refusal)
-        assert len(reason) > 10, "no reason"
-        return reason
-    return f"{made!r} {made} {getattr(made, 'target', '')}"
+    except ValueError as error:
+        refusal = error
+    else:
+        return f"{made!r} {made} {getattr(made, 'target', '')}"
+    assert len(str(refusal)) > 10, "no reason"
+    return said_by(refusal)
+
+
+def said_by(error: BaseException | None) -> str:
+    """Return what an error says, and all that it came from, also what a traceback leaves out."""
+    parts = []
+    while error is not None:
+        parts += [repr(error), str(error), *getattr(error, "__notes__", ())]
+        error = error.__cause__ or error.__context__
+    return "\n".join(parts)
 
 
 @pytest.mark.parametrize("make", MAKERS)
@@ -69,6 +82,31 @@ def test_a_password_is_told_nobody_whatever_stands_around_it(
     assume("@" not in before or "?" not in after)
     url = f"{scheme}://{encoded(user)}:{before}{WORD}{after}@{host}/{path}?{query}"
     assert WORD not in told(make, url)
+
+
+@settings(deadline=None, max_examples=300)
+@given(user=pieces, before=pieces, after=pieces, path=pieces, query=pieces, hidden=st.booleans())
+@example(user="app", before="12?", after="", path="", query="", hidden=False)
+@example(user="app", before="12]", after="", path="", query="", hidden=False)
+@example(user="app", before="", after="", path="", query="port=opensesame&password=opensesame", hidden=False)
+@example(user="app", before="", after="&b", path="", query="", hidden=True)
+def test_what_asyncpg_says_when_it_opens_tells_no_password(
+    user: str, before: str, after: str, path: str, query: str, hidden: bool
+) -> None:
+    """It reads the URL when it connects, and quotes what it cannot read."""
+    if hidden:
+        url = f"postgresql://{encoded(user)}@127.0.0.1:1/{encoded(path)}?password={before}{WORD}{after}"
+    else:
+        assume("@" not in before or "?" not in after)
+        url = f"postgresql://{encoded(user)}:{before}{WORD}{after}@127.0.0.1:1/{encoded(path)}?{query}"
+    failure: BaseException | None = None
+    try:
+        connector = Asyncpg(url)
+        asyncio.run(connector.open(5))
+    except (OSError, ValueError, InterfaceError) as error:
+        failure = error
+    assert failure is not None
+    assert WORD not in said_by(failure)
 
 
 @pytest.mark.parametrize("make", [redis_face, async_redis_face])

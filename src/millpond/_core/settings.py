@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import Literal, Protocol, TypedDict
+from typing import Final, Literal, Protocol, TypedDict
 
-__all__ = ["Limit", "Options", "Settings"]
+__all__ = ["ALIASES", "Limit", "Options", "Settings", "meant_by"]
 
 
 class Options(TypedDict, total=False):
@@ -37,6 +37,28 @@ class Limit(Protocol):
     def limit(self) -> int:
         """How many connections there may be."""
         ...
+
+
+ALIASES: Final = {
+    **dict.fromkeys(("max_connections", "connection_limit", "maxsize", "pool_size", "max_overflow"), "max_size"),
+    **dict.fromkeys(("minsize", "min_connections"), "min_size"),
+    "pool_timeout": "timeout",
+    **dict.fromkeys(("pool_recycle", "max_age"), "max_lifetime"),
+    **dict.fromkeys(("max_inactive_connection_lifetime", "idle_timeout", "keepalive_expiry"), "max_idle"),
+    "max_queries": "max_uses",
+    **dict.fromkeys(("pool_pre_ping", "check"), "check_after"),
+    "pool_use_lifo": "order",
+    "num_workers": "max_opening",
+}
+"""By what other pools call it (asyncpg, httpx, psycopg_pool, redis-py, Prisma, SQLAlchemy): the setting."""
+
+
+def meant_by(name: str) -> str | None:
+    """Return the setting that is meant by a name: it is that, or mistyped, or as other pools call it."""
+    from difflib import get_close_matches
+
+    known = Settings.__dataclass_fields__
+    return ALIASES.get(name) or next(iter(get_close_matches(name, known, 1)), None)
 
 
 LONGEST = 24 * 86400.0
@@ -95,10 +117,9 @@ class Settings:
         known = [field.name for field in fields(cls)]
         for name in options:
             if name not in known:
-                from difflib import get_close_matches
-
-                meant = "".join(f"; did you mean {match}?" for match in get_close_matches(name, known, 1))
-                raise TypeError(f"a pool has no setting {name!r}{meant or '; there are ' + ', '.join(known)}")
+                meant = meant_by(name)
+                hint = f"did you mean {meant}?" if meant else f"there are {', '.join(known)}"
+                raise TypeError(f"a pool has no setting {name!r}; {hint}")
         return cls(**options)
 
     def __post_init__(self) -> None:

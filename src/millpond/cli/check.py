@@ -16,7 +16,7 @@ from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
 from millpond.cli._servers import Findings, of_postgresql, of_redis
-from millpond.connectors.urls import InvalidURL, async_connector_for, connector_for, without_secrets
+from millpond.connectors.urls import InvalidURL, async_connector_for, connector_for
 
 __all__ = ["main"]
 
@@ -48,12 +48,14 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--timeout", type=float, default=5.0, metavar="S", help="seconds for each step (default 5)")
     parser.add_argument("--json", action="store_true", help="print one JSON object; times are in seconds")
     arguments = parser.parse_args(argv)
-    report = _Report(without_secrets(arguments.url))
     try:
-        _check(arguments.url, arguments.timeout, report)
+        client = _client(arguments.url)
     except (InvalidURL, ImportError) as error:
         print(f"millpond check: {error}", file=sys.stderr)
         return 2
+    report = _Report(client.target)
+    try:
+        _check(client, arguments.url, arguments.timeout, report)
     except _Failed as failure:
         print(f"millpond check: {report.target}: {_without_password(str(failure), arguments.url)}", file=sys.stderr)
         return 1
@@ -61,10 +63,9 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _check(url: str, timeout: float, report: _Report) -> None:
+def _check(client: _Client, url: str, timeout: float, report: _Report) -> None:
     scheme = url.partition("://")[0].lower()
     product = scheme.partition("+")[0]
-    client = _client(url)
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port or PORTS.get(product)
@@ -94,14 +95,24 @@ def _check(url: str, timeout: float, report: _Report) -> None:
 def _reach(host: str, port: int, timeout: float, report: _Report) -> None:
     """Find the host and connect to it, as the driver will once more."""
     with _timed(report, "name", f"the name {host} cannot be looked up"):
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    wire = socket.socket(family, kind, protocol)
-    wire.settimeout(timeout)
-    try:
-        with _timed(report, "connect", f"{host} does not take connections at port {port}"):
-            wire.connect(address)
-    finally:
-        wire.close()
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    with _timed(report, "connect", f"{host} does not take connections at port {port}"):
+        _try(addresses, timeout)
+
+
+def _try(addresses: list[Any], timeout: float) -> None:
+    """Connect to the first that takes a connection; one may be of a family that this machine does not have."""
+    failure: OSError | None = None
+    for family, kind, protocol, _, address in addresses:
+        try:
+            with socket.socket(family, kind, protocol) as wire:
+                wire.settimeout(timeout)
+                wire.connect(address)
+                return
+        except OSError as error:
+            failure = error
+    assert failure is not None
+    raise failure
 
 
 @contextmanager
@@ -127,6 +138,7 @@ class _Client:
     def __init__(self, connector: Any) -> None:  # noqa: ANN401
         self._connector = connector
         self._conn: Any = None
+        self.target: str = connector.target
 
     def open(self, timeout: float) -> None:
         self._conn = self._connector.open(timeout)

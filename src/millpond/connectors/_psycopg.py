@@ -21,20 +21,24 @@ psycopg's lock, all through a COPY or a stream, too.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import math
 import os
+import re
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from time import monotonic
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
+from urllib.parse import unquote
 
 from millpond import _watcher
 from millpond._extras import extra
 from millpond.connector import Condition
 from millpond.connectors._client_state import ClientState
+from millpond.connectors._postgresql_url import FOREIGN, fault_of
+from millpond.connectors._url_text import InvalidURL, expect_encoded, pairs_of, place, strange
 from millpond.connectors.factory import cut_number
-from millpond.connectors.urls import expect_encoded, place
 
 with extra("psycopg"):
     import psycopg
@@ -91,6 +95,16 @@ _SETTINGS = (
     "_adapters.types.added",
 )
 
+# As libpq tells them from connection strings.
+_URLS = ("postgresql://", "postgres://")
+_NAME = re.compile(r"(\w+)\s*=\s*(?:'(?:[^'\\]|\\.)*'|(?:[^\s'\\]|\\.)*)", re.DOTALL)
+_ARGUMENTS = ("autocommit", "prepare_threshold", "reset")
+_FOREIGN = {
+    **FOREIGN,
+    "search_path": FOREIGN["schema"],
+    "pgbouncer": "leave it out, and give from_url(url, prepare_threshold=None) if PgBouncer is older than 1.21",
+}
+
 _DEFAULTS = {"autocommit": False, "prepare_threshold": 5}
 
 # Under these names a connection knows its socket's descriptor, and who hears of libpq's notices and notifications. To
@@ -113,6 +127,8 @@ _REFUSALS = (
     "is not permitted to log in",  # 28000
     "permission denied for database",  # 42501
     "is not currently accepting connections",  # 55000
+    "unrecognized configuration parameter",  # 42704
+    "invalid value for parameter",  # 22023
 )
 
 
@@ -201,13 +217,20 @@ _WITH_CONNECT = ("psycopg.connection", "psycopg.connection_async")
 
 
 def parsed(conninfo: str) -> ConnDict:
-    # No exception of libpq's own: it quotes what it could not read, and that may be the password.
-    try:
-        params = conninfo_to_dict(conninfo)
-    except psycopg.ProgrammingError:
-        raise ValueError("conninfo is neither a PostgreSQL URL nor key=value pairs that libpq can read") from None
+    """Return what a URL or a connection string says; raises `InvalidURL`, which tells what libpq cannot read of it."""
     expect_encoded(conninfo)
-    return params
+    # Libpq's own words quote what it could not read, and that may be the password.
+    with contextlib.suppress(psycopg.ProgrammingError, UnicodeError):
+        return conninfo_to_dict(conninfo)
+    if conninfo.startswith(_URLS):
+        fault, names = fault_of(conninfo), [unquote(name) for name, _, _ in pairs_of(conninfo)]
+    else:
+        fault, names = None, _NAME.findall(conninfo)
+    raise InvalidURL(
+        fault
+        or strange("libpq", names, _PARAMETERS, _ARGUMENTS, _FOREIGN)
+        or "conninfo is neither a PostgreSQL URL nor key=value pairs that libpq can read"
+    )
 
 
 class Inspection(Generic[C]):
@@ -237,9 +260,9 @@ class Inspection(Generic[C]):
         }
         self._session = reset == "session"
         self._state = ClientState(*_SETTINGS)
-        strange = kwargs.keys() - _PARAMETERS
-        if strange:
-            raise TypeError(f"neither the pool nor libpq knows the parameter {min(strange)!r}")
+        unknown = kwargs.keys() - _PARAMETERS
+        if unknown:
+            raise TypeError(f"neither the pool nor libpq knows the parameter {min(unknown)!r}")
         known = {**({} if callable(conninfo) else parsed(conninfo)), **kwargs}
         known = {name: value for name, value in known.items() if not callable(value)}
         user, host, port, database = (known.get(name) for name in ("user", "host", "port", "dbname"))
@@ -293,12 +316,12 @@ class Inspection(Generic[C]):
         (no password was given, but one was wanted) and by the server's words. A server that speaks another language
         than English is understood only in the first two cases: its other refusals are tried again.
         """
-        if isinstance(error, (ValueError, psycopg.ProgrammingError)):
-            return True  # a connection string that cannot be parsed
+        if isinstance(error, (TypeError, ValueError, psycopg.ProgrammingError)):
+            return True  # a connection string that is none, or cannot be parsed
         if not isinstance(error, psycopg.OperationalError):
             return False
         if error.sqlstate is not None:
-            return error.sqlstate.startswith("28") or error.sqlstate in ("3D000", "42501")
+            return error.sqlstate.startswith("28") or error.sqlstate in ("22023", "3D000", "42501", "42704")
         if error.pgconn is not None and error.pgconn.needs_password:
             return True
         text = str(error)

@@ -14,17 +14,20 @@ from __future__ import annotations
 import asyncio
 import gc
 import inspect
+import re
 from asyncio import isfuture
 from collections.abc import Awaitable, Callable
 from typing import Any, Literal
+from urllib.parse import unquote, urlsplit
 from weakref import WeakKeyDictionary
 
 from millpond import _watcher
 from millpond._extras import extra
 from millpond.connector import Condition
 from millpond.connectors._client_state import ClientState
+from millpond.connectors._postgresql_url import FOREIGN, NO_VALUE, target_of
+from millpond.connectors._url_text import InvalidURL, expect_encoded, pairs_of, place, strange
 from millpond.connectors.factory import cut_number
-from millpond.connectors.urls import expect_encoded, place, without_secrets
 
 with extra("asyncpg"):
     import asyncpg
@@ -44,6 +47,16 @@ _AT_ODDS = (
     asyncpg.ProtocolViolationError,
     asyncpg.InternalClientError,
 )
+_HOST = re.compile(r"\[[^\]]+\]|[^\[]")
+# What stands in a URL goes to the server as a setting, if asyncpg does not know it; these are arguments of `connect`.
+_ARGUMENTS = inspect.signature(asyncpg.connect).parameters.keys() - {
+    *("dsn", "host", "port", "user", "password", "passfile", "database", "service", "target_session_attrs"),
+    *("krbsrvname", "gsslib", "ssl"),
+}
+_FOREIGN = {
+    **FOREIGN,
+    "pgbouncer": "leave it out, and give from_url(url, statement_cache_size=0) if PgBouncer is older than 1.21",
+}
 
 
 class Asyncpg:
@@ -75,17 +88,17 @@ class Asyncpg:
     ) -> None:
         if reset not in ("transaction", "session"):
             raise ValueError(f'reset must be "transaction" or "session", not {reset!r}')
-        strange = kwargs.keys() - inspect.signature(asyncpg.connect).parameters.keys()
-        if strange:
-            raise TypeError(f"neither the pool nor asyncpg.connect() knows the argument {min(strange)!r}")
+        unknown = kwargs.keys() - inspect.signature(asyncpg.connect).parameters.keys()
+        if unknown:
+            raise TypeError(f"neither the pool nor asyncpg.connect() knows the argument {min(unknown)!r}")
         self._arguments = {"dsn": dsn, **kwargs}
         self._session = reset == "session"
         self._state = ClientState("_log_listeners", "_query_loggers", "_termination_listeners")
         self._descriptors: WeakKeyDictionary[asyncpg.Connection, _watcher.Descriptor] = WeakKeyDictionary()
         self.target: str
-        if isinstance(dsn, str):
-            expect_encoded(dsn)
-            self.target = without_secrets(dsn)
+        if dsn is not None and not callable(dsn):
+            _expect_readable(dsn)
+            self.target = target_of(dsn)
         else:
             known = {name: value for name, value in kwargs.items() if not callable(value)}
             user, host, port, database = (known.get(name) for name in ("user", "host", "port", "database"))
@@ -102,8 +115,8 @@ class Asyncpg:
                 if callable(value) and not isinstance(value, type):  # connection_class and record_class are types
                     value = value()
                 arguments[name] = await value if inspect.isawaitable(value) else value
-            if isinstance(arguments["dsn"], str):
-                expect_encoded(arguments["dsn"])
+            if self._arguments["dsn"] is not None:
+                _expect_readable(arguments["dsn"])
             arguments["timeout"] = timeout
             conn: asyncpg.Connection = await asyncpg.connect(**arguments)
         # asyncpg reads idle connections, too, and closes them before others can look: so it is to tell of a hang-up.
@@ -204,8 +217,31 @@ class Asyncpg:
         """Tell by its SQLSTATE whether the server said no for good, or whether asyncpg cannot read the arguments."""
         state = getattr(error, "sqlstate", None)
         if isinstance(error, asyncpg.PostgresError) and isinstance(state, str):
-            return state.startswith("28") or state in ("3D000", "42501", "55000")
-        return isinstance(error, ValueError)
+            return state.startswith("28") or state in ("22023", "3D000", "42501", "42704", "55000")
+        return isinstance(error, (TypeError, ValueError))
+
+
+def _expect_readable(dsn: str) -> None:
+    """Raise `InvalidURL`, which says why, for what asyncpg could not read; its own words may quote a password."""
+    expect_encoded(dsn)
+    if not dsn.startswith(("postgresql://", "postgres://")):
+        raise InvalidURL("asyncpg's dsn is a URL: expected postgresql://user:password@host:port/database")
+    pairs = pairs_of(dsn)
+    fault = strange("asyncpg", [unquote(name) for name, _, _ in pairs], None, _ARGUMENTS, _FOREIGN)
+    if not all(equals for _, equals, _ in pairs):
+        fault = fault or NO_VALUE
+    for name, _, value in pairs:
+        if name == "port" and not all(port.isascii() and port.isdigit() for port in unquote(value).split(",")):
+            fault = fault or "the parameter 'port' is no number, nor several with commas between them"
+    hosts = [unquote(value) for name, _, value in pairs if name == "host" and value]
+    try:
+        hosts.append(urlsplit(dsn).netloc.rpartition("@")[2])
+    except ValueError:
+        fault = fault or "the host cannot be read: percent-encode what is no letter of ASCII"
+    if any(host and not all(_HOST.match(one) for one in host.split(",")) for host in hosts):
+        fault = fault or "a host is missing beside a comma, or within [ ]"
+    if fault:
+        raise InvalidURL(fault)
 
 
 def _awaited(protocol: object) -> list[asyncio.Future[object]]:

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from millpond.connector import Condition
 from millpond.connectors._client_state import ClientState
+from millpond.connectors._url_text import place
 from millpond.connectors._watchdog import Limit
 from millpond.connectors.factory import Factory, bare, cut, expect_any_thread, is_sqlite
-from millpond.connectors.urls import place
 
 if TYPE_CHECKING:
     import sqlite3

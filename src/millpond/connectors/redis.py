@@ -10,17 +10,19 @@ with nothing in it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import inspect
 import socket
 import ssl
 from collections.abc import Callable, Mapping
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from millpond import _watcher
 from millpond._extras import extra
 from millpond.connector import Condition
-from millpond.connectors.urls import InvalidURL, expect_encoded, place
+from millpond.connectors._url_text import InvalidURL, expect_encoded, pairs_of, place, strange
 
 with extra("redis"):
     import redis
@@ -41,7 +43,7 @@ from millpond.connectors._tally import stray, tallied
 if TYPE_CHECKING:
     from redis.auth.token import TokenInterface
 
-__all__ = ["AsyncRedis", "Redis", "decline_maintenance", "target_of"]
+__all__ = ["AsyncRedis", "Redis", "decline_maintenance", "options_of", "target_of"]
 
 C = TypeVar("C", bound="Connection | AsyncConnection")
 
@@ -55,6 +57,9 @@ _PASSING: Final = (
     exceptions.TryAgainError,
 )
 """The words of a server that will think better of it."""
+
+_FOREIGN: Final = {"ssl": "rediss:// is TLS", "tls": "rediss:// is TLS"}
+"""What other programs write in such a URL, and what to write instead."""
 
 
 def decline_maintenance(config: object) -> MaintNotificationsConfig:
@@ -84,21 +89,30 @@ def target_of(connection_class: object, options: Mapping[str, Any]) -> str:
     )
 
 
-def _options_of(url: str, parse: Callable[[str], Mapping[str, Any]]) -> dict[str, Any]:
-    """Return what redis-py reads in a URL."""
+def options_of(url: str, parse: Callable[[str], Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what redis-py reads in a URL; raises `InvalidURL` for one that it would not, or read wrongly."""
     expect_encoded(url)
     scheme, _, rest = url.partition("://")
     scheme = {"valkey": "redis", "valkeys": "rediss"}.get(scheme.lower(), scheme.lower())
     if scheme == "unix" and not (rest.startswith("/") or rest.partition("/")[0].endswith("@")):
         raise InvalidURL("expected unix://user:password@/path/of/the/socket?db=0")
-    try:
-        urlsplit(url).port  # noqa: B018 - redis-py's own error would quote what may be a password
-    except ValueError:
-        raise InvalidURL(f"expected {scheme}://user:password@host:port/database; the port cannot be read") from None
-    try:
-        return dict(parse(f"{scheme}://{rest}"))
-    except ValueError as error:
-        raise InvalidURL(str(error)) from None
+    fault = f"expected {scheme}://user:password@host:port/database; the host or the port cannot be read"
+    with contextlib.suppress(ValueError):
+        urlsplit(url).port  # noqa: B018 - raises, and quotes what may be a password
+        fault = ""
+    if not fault:
+        try:
+            return dict(parse(f"{scheme}://{rest}"))
+        except ValueError as error:
+            fault = str(error)  # redis-py's own: it quotes the name of a parameter that it knows
+    raise InvalidURL(fault)
+
+
+def _strange(url: str, connection_class: object) -> str | None:
+    """Return what is to be said of a parameter of a URL that connections of this class do not know."""
+    made_by = [vars(one).get("__init__") for one in getattr(connection_class, "__mro__", ())]
+    known = {name for init in made_by if init for name in inspect.signature(init).parameters}
+    return strange("redis-py", [unquote(name) for name, _, _ in pairs_of(url)], known, (), _FOREIGN)
 
 
 class _Inspection(Generic[C]):
@@ -124,7 +138,7 @@ class _Inspection(Generic[C]):
             self._make = source
             self.target = target or "redis:"
             return
-        given = _options_of(source, parse)
+        given = options_of(source, parse)
         # A class that somebody names wins over the one that the URL's scheme stands for; redis-py does it so.
         made = options.pop("connection_class", given.pop("connection_class", connection_class))
         options = {**options, **given}
@@ -134,9 +148,13 @@ class _Inspection(Generic[C]):
         try:
             self._make()
         except TypeError as error:
-            if any(f"'{name}'" in str(error) for name in given):
-                raise InvalidURL("the URL's query has an option that redis-py's connections do not know") from None
-            raise
+            if not any(f"'{name}'" in str(error) for name in given):
+                raise
+        else:
+            return
+        raise InvalidURL(
+            _strange(source, made) or "the URL's query has a parameter that redis-py's connections decline"
+        )
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.target}>"

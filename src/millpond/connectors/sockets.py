@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from millpond import _watcher
 from millpond.connector import Condition
 from millpond.connectors._client_state import ClientState
+from millpond.connectors._url_text import place
 from millpond.connectors.factory import begin, cut, cut_number
-from millpond.connectors.urls import place
 
 if TYPE_CHECKING:
     from anyio.abc import ByteStream
@@ -70,27 +70,29 @@ class Socket:
         failure: OSError | None = None
         for left, (family, kind, protocol, _, address) in zip(range(len(addresses), 0, -1), addresses, strict=True):
             end = monotonic() + (deadline - monotonic()) / left
-            sock = socket.socket(family, kind, protocol)
             try:
-                sock.settimeout(max(0.001, end - monotonic()))
-                sock.connect(address)
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-                if self._context is not None:
-                    sock.settimeout(max(0.001, end - monotonic()))
-                    sock = self._context.wrap_socket(sock, server_hostname=self._server_hostname)
-                sock.settimeout(self._socket_timeout)
-                self._state.note(sock)
+                # An address may be of a family that this machine does not have.
+                return self._connected(socket.socket(family, kind, protocol), address, end)
             except OSError as exc:
-                sock.close()
                 failure = exc
-            except BaseException:
-                sock.close()
-                raise
-            else:
-                return sock
         assert failure is not None
         raise failure
+
+    def _connected(self, sock: socket.socket, address: Any, end: float) -> socket.socket:  # noqa: ANN401
+        try:
+            sock.settimeout(max(0.001, end - monotonic()))
+            sock.connect(address)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            if self._context is not None:
+                sock.settimeout(max(0.001, end - monotonic()))
+                sock = self._context.wrap_socket(sock, server_hostname=self._server_hostname)
+            sock.settimeout(self._socket_timeout)
+            self._state.note(sock)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
 
     def inspect(self, conn: socket.socket, error: BaseException | None) -> Condition:
         """Look for an exception, a hang-up and unread bytes; a changed timeout is put back by `reset`."""

@@ -24,8 +24,8 @@ from millpond.connector import Condition
 from millpond.connectors import _sqlite_connection
 from millpond.connectors._client_state import ClientState
 from millpond.connectors._sqlite_connection import FAILED, OPEN, PATIENCE, Connection
+from millpond.connectors._url_text import InvalidURL, printable
 from millpond.connectors._watchdog import Limit
-from millpond.connectors.urls import InvalidURL
 
 __all__ = ["InheritedDatabase", "NoWAL", "Sqlite"]
 
@@ -125,7 +125,8 @@ class Sqlite:
         self._row_factory = row_factory
         self._detect_types = detect_types
         # Without the query, which may hold a key; and with names of any bytes so that they can be printed.
-        self.target: str = f"sqlite:///{os.fsencode(_file_of(self._path)).decode(errors='backslashreplace')}"
+        name = os.fsencode(_file_of(self._path)).decode(errors="backslashreplace")
+        self.target: str = f"sqlite:///{printable(name)}"
         query = _query_of(self._path)
         name = self._path[5:].partition("?")[0] if self._path.startswith("file:") else self._path
         memory = "memory" in query.get("mode", ()) or "memdb" in query.get("vfs", ()) or name == ":memory:"

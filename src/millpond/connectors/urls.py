@@ -1,4 +1,4 @@
-"""Connectors by URL, and URLs without their secrets.
+"""Connectors by URL.
 
 Other packages add schemes by entry points in the groups `millpond.connectors` and `millpond.async_connectors`: the
 name is the scheme, the value a callable `(url, **options)` that returns a connector. The built-in schemes come first.
@@ -6,22 +6,29 @@ name is the scheme, the value a callable `(url, **options)` that returns a conne
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, NamedTuple, cast
-from urllib.parse import quote, unquote_to_bytes, urlsplit
+from urllib.parse import quote, unquote, unquote_to_bytes, urlsplit
+
+from millpond.connectors._url_text import (
+    SCHEME,
+    InvalidURL,
+    expect_encoded,
+    expect_one_line,
+    expect_str,
+    pairs_of,
+    place,
+)
 
 if TYPE_CHECKING:
     from millpond.connector import AsyncConnector, Connector
 
-__all__ = ["InvalidURL", "async_connector_for", "connector_for", "expect_encoded", "place", "without_secrets"]
-
-
-class InvalidURL(ValueError):
-    """A URL that leads nowhere; its message names what is known, and never quotes a password."""
+__all__ = ["InvalidURL", "async_connector_for", "connector_for", "parameters_of", "place"]
 
 
 def connector_for(url: str, **options: object) -> Connector[object]:
@@ -47,80 +54,29 @@ def async_connector_for(url: str, **options: object) -> AsyncConnector[object]:
     return cast("AsyncConnector[object]", _make(url, options, _ASYNC_CONNECTORS, _CONNECTORS))
 
 
-def place(scheme: str, *, user: object = None, host: object = None, port: object = None, path: object = None) -> str:
-    """Write as a URL where connections lead; what is None is left out."""
-    host = "" if host is None else str(host)
-    if ":" in host and "," not in host:
-        host = f"[{host}]"
-    authority = "" if user is None else f"{quote(str(user), safe='')}@"
-    authority += quote(host, safe="[]:,")
-    authority += "" if port is None else f":{port}"
-    return f"{scheme}://{authority}" + ("" if path is None else f"/{quote(str(path))}")
-
-
-def without_secrets(text: str) -> str:
-    """Return a URL, or a libpq connection string (`host=db password=...`), for people to read.
-
-    Of a URL scheme, user, host, port and path are kept; password, query and fragment are dropped whole, for nobody
-    knows what is secret in them. A password that was not percent-encoded as it should be is dropped too.
-    """
-    scheme, separator, rest = text.partition("://")
-    if not separator or not _SCHEME.fullmatch(scheme):
-        pairs = {key: re.sub(r"\\(.)", r"\1", value.strip("'")) for key, value in _PAIR.findall(text)}
-        user, host, port, database = (pairs.get(key) for key in ("user", "host", "port", "dbname"))
-        return place("postgresql", user=user, host=host or pairs.get("hostaddr"), port=port, path=database)
-    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
-    userinfo, at, _ = authority.rpartition("@")
-    if not at and ":" in authority and "@" in rest:
-        # Either the path or the query has an @, or the password has a character that ends an authority.
-        port = authority.rpartition(":")[2]
-        if not port.isdigit() or "@" in rest.partition("?")[0]:
-            userinfo, at, _ = rest.rpartition("@")
-    if at:
-        user = re.split(r"[:/?#@]", userinfo, maxsplit=1)[0]
-        rest = (user and f"{user}@") + rest[len(userinfo) + 1 :]
-    return f"{scheme}://{re.split(r'[?#]', rest, maxsplit=1)[0]}"
-
-
-def expect_encoded(url: str) -> None:
-    """Raise `InvalidURL` if a password that is not percent-encoded would be taken for something else, and told.
-
-    What is no URL is let pass.
-    """
-    scheme, separator, rest = url.partition("://")
-    if not separator or not _SCHEME.fullmatch(scheme):
-        return
-    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
-    after = rest[len(authority) :]
-    userinfo, _, hosts = authority.rpartition("@")
-    ports = [host.rpartition("]")[2].rpartition(":")[2] for host in hosts.split(",") if ":" in host.rpartition("]")[2]]
-    if (
-        "\0" in url  # where C reads no further
-        or authority.count("@") > 1
-        or set("[]") & set(userinfo)
-        or authority.count("[") != authority.count("]")
-        or "@" in (after if after.startswith(("?", "#")) else after.partition("?")[0])
-        or not all(port == "" or port.isdigit() for port in ports)
-    ):
-        raise InvalidURL(
-            "expected scheme://user:password@host:port/database, with / ? # @ : [ ] percent-encoded in each"
-        )
-
-
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*")
-_PAIR = re.compile(r"(\w+)\s*=\s*('(?:[^'\\]|\\.)*'|(?:[^\s'\\]|\\.)*)", re.DOTALL)
+def parameters_of(url: object) -> frozenset[str]:
+    """Return the names in the query of a URL with a built-in scheme, but for those that its driver knows itself."""
+    if not isinstance(url, str):
+        return frozenset()
+    kinds = (_CONNECTORS.built_in, _ASYNC_CONNECTORS.built_in)
+    modules = {kind[scheme][0] for kind in kinds if (scheme := url.partition("://")[0].lower()) in kind}
+    own = {name for module in modules for name in _OWN.get(module, ())}
+    return frozenset(unquote(name) for name, _, _ in pairs_of(url) if modules) - own
 
 
 class _Schemes(NamedTuple):
     pool: str
     group: str
+    other_drivers: str
+    """How a pool is made of a driver that has no scheme."""
     built_in: Mapping[str, tuple[str, str, Callable[[str], tuple[object, ...]]]]
     """By scheme: the module, the class, and what gives its arguments from the URL."""
 
 
 def _make(url: str, options: Mapping[str, object], ours: _Schemes, others: _Schemes) -> object:
+    expect_str(url)
     scheme, separator, _ = url.partition("://")
-    scheme = scheme.lower() if separator and _SCHEME.fullmatch(scheme) else ""
+    scheme = scheme.lower() if separator and SCHEME.fullmatch(scheme) else ""
     if scheme in ours.built_in:
         module, name, arguments = ours.built_in[scheme]
         given = arguments(url)
@@ -130,12 +86,51 @@ def _make(url: str, options: Mapping[str, object], ours: _Schemes, others: _Sche
     if scheme in added.names:
         loaded: Callable[..., object] = added[scheme].load()
         return loaded(url, **options)
-    known = f"known are {', '.join(f'{name}://' for name in sorted({*ours.built_in, *added.names}))}"
+    names = sorted({*ours.built_in, *added.names})
+    known = f"known are {', '.join(f'{name}://' for name in names)}"
     if not scheme:
-        raise InvalidURL(f"a URL begins with a scheme, as in postgresql://user@host/database; {known}")
+        raise InvalidURL(
+            f"a URL begins with a scheme, as in postgresql://user@host/database{_slip(url, names)}; {known}"
+        )
     if scheme in others.built_in or scheme in entry_points(group=others.group).names:
         raise InvalidURL(f"{scheme}:// is for {others.pool} only; {known}")
-    raise InvalidURL(f"no connector is known for {scheme}://; {known}")
+    raise InvalidURL(f"no connector is known for {scheme}://{_meant(scheme, names, ours)}; {known}")
+
+
+def _slip(url: str, names: Collection[str]) -> str:
+    """Return what keeps a URL from beginning with a scheme, to be added to the reason."""
+    from difflib import get_close_matches
+
+    if not url:
+        return "; this one is empty"
+    if url[0].isspace() or url[0] in "\"'":
+        return "; this one begins with a space or a quotation mark"
+    head, _, rest = url.partition(":")
+    if head.lower() == "jdbc":
+        return "; leave out jdbc:"
+    if head.lower() in names and not rest.startswith("//"):
+        return f"; two slashes follow {head.lower()}:"
+    # SQLAlchemy has schemes with an underscore, which is none of a URL's.
+    if head.replace("_", "-") != head and SCHEME.fullmatch(head.replace("_", "-")) and rest.startswith("//"):
+        return "".join(f"; did you mean {match}://?" for match in get_close_matches(head.lower(), names, 1))
+    return ""
+
+
+def _meant(scheme: str, names: Collection[str], ours: _Schemes) -> str:
+    """Return what somebody means by a scheme that is not known, to be added to the reason."""
+    from difflib import get_close_matches
+
+    product, _, driver = scheme.partition("+")
+    elsewhere = _ELSEWHERE.get(scheme.replace("+", "-")) or _ELSEWHERE.get(product)
+    if elsewhere:
+        return f"; {elsewhere}"
+    if product in _SQL:
+        return f"; for another driver of SQL, {ours.other_drivers}"
+    if product in ("postgres", "postgresql"):
+        meant = next(iter(get_close_matches(f"postgresql+{driver}", names, 1, 0.9)), "postgresql")
+        known_by = "" if meant == f"postgresql+{driver}" else f" For {driver} itself, {ours.other_drivers}"
+        return f"; did you mean {meant}://?{known_by}"
+    return "".join(f"; did you mean {match}://?" for match in get_close_matches(scheme, names, 1))
 
 
 def _dsn(url: str) -> tuple[str]:
@@ -152,6 +147,7 @@ def _file(url: str) -> tuple[str]:
 
     SQLAlchemy's way to write a URI is understood, too: `sqlite:///file:app.db?mode=ro&uri=true`.
     """
+    expect_one_line(url)
     authority, _, path = url.partition("://")[2].partition("?")[0].partition("/")
     query = url.partition("?")[2]
     if authority:
@@ -162,6 +158,8 @@ def _file(url: str) -> tuple[str]:
     if path.startswith("file:"):
         return (f"{path}?{query}" if query else path,)
     path = os.fsdecode(unquote_to_bytes(path)) or ":memory:"
+    if "\0" in path:
+        raise InvalidURL("no file's name has a zero byte")
     if not query:
         return (path,)
     if path == ":memory:":
@@ -171,23 +169,55 @@ def _file(url: str) -> tuple[str]:
 
 
 def _endpoint(url: str) -> tuple[str, int, bool]:
+    expect_encoded(url)
     scheme = url.partition("://")[0].lower()
-    try:
+    expected = f"expected {scheme}://host:port, and nothing else"
+    host = port = parts = None
+    with contextlib.suppress(ValueError):  # its text quotes what could not be read; that may be a password
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
-    except ValueError:
-        # Its text quotes what could not be read; that may be a password.
-        raise InvalidURL(f"expected {scheme}://host:port; the host or the port cannot be read") from None
-    if not host or not port or "@" in parts.netloc or parts.path not in ("", "/") or parts.query or parts.fragment:
-        raise InvalidURL(f"expected {scheme}://host:port, with both and nothing else")
+    if not parts or not host or not port:
+        raise InvalidURL(f"{expected}; the host or the port is missing, or cannot be read")
+    if "@" in parts.netloc or parts.path not in ("", "/") or parts.fragment:
+        raise InvalidURL(f"{expected}; it has a user, a path or a fragment")
+    if parts.query:
+        raise InvalidURL(f"{expected}; what the query sets is an argument of from_url()")
     return host, port, scheme == "tls"
 
+
+_OWN = {"psycopg": ("connect_timeout",), "sqlite": ("timeout",), "aiosqlite": ("timeout",)}
+"""By module: the parameters of a query that are called as settings of a pool are, and are the driver's."""
+
+_ELSEWHERE = {
+    **dict.fromkeys(("http", "https"), "for HTTP there are millpond.requests, millpond.urllib3 and millpond.httpx"),
+    **dict.fromkeys(("redis-socket", "redis-unix"), "did you mean unix:///path/of/the/socket?"),
+    **dict.fromkeys(("pg", "psql", "pgsql", "cockroachdb", "redshift"), "did you mean postgresql://?"),
+    **dict.fromkeys(("sentinel", "redis-sentinel", "rediss-sentinel"), "millpond.redis has a pool for Sentinel"),
+    **dict.fromkeys(("ssl", "tcps"), "did you mean tls://?"),
+    **dict.fromkeys(("file", "sqlite3"), "did you mean sqlite:///path?"),
+}
+"""By product: what is written elsewhere, and what to write here."""
+
+_SQL = (
+    "mysql",
+    "mysql2",
+    "mariadb",
+    "oracle",
+    "mssql",
+    "sqlserver",
+    "db2",
+    "ibm_db_sa",
+    "snowflake",
+    "clickhouse",
+    "duckdb",
+)
 
 _REDIS = ("redis", "rediss", "unix", "valkey", "valkeys")
 
 _CONNECTORS = _Schemes(
     "Pool",
     "millpond.connectors",
+    "there is Pool(DBAPI(driver.connect, ...)), with millpond.connectors.dbapi",
     {
         **dict.fromkeys(("postgres", "postgresql", "postgresql+psycopg"), ("psycopg", "Psycopg", _dsn)),
         **dict.fromkeys(_REDIS, ("redis", "Redis", _whole)),
@@ -198,6 +228,7 @@ _CONNECTORS = _Schemes(
 _ASYNC_CONNECTORS = _Schemes(
     "AsyncPool",
     "millpond.async_connectors",
+    "there is AsyncPool(connect, close=..., ping=..., reset=...)",
     {
         **dict.fromkeys(("postgres", "postgresql", "postgresql+psycopg"), ("psycopg", "AsyncPsycopg", _dsn)),
         "postgresql+asyncpg": ("asyncpg", "Asyncpg", _dsn),

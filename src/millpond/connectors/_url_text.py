@@ -1,0 +1,140 @@
+"""What a URL is expected to be, and how one is written for people; neither tells its secrets."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Final
+from urllib.parse import quote
+
+__all__ = [
+    "SCHEME",
+    "InvalidURL",
+    "expect_encoded",
+    "expect_str",
+    "pairs_of",
+    "place",
+    "printable",
+    "shown_names",
+    "strange",
+]
+
+SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*")
+
+_CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_ENCODED: Final = (
+    "expected scheme://user:password@host:port/database, with / ? # @ : [ ] percent-encoded in each, "
+    "as urllib.parse.quote(password, safe='') does it"
+)
+
+
+class InvalidURL(ValueError):
+    """A URL that leads nowhere; its message says which part is at fault and what would do, and quotes no password."""
+
+
+def expect_str(url: object) -> None:
+    """Raise TypeError if that is no str, with the way to make one."""
+    if isinstance(url, str):
+        return
+    what, way = f"a {type(url).__name__}", "str() may make one of it"
+    if url is None:
+        what, way = "None", "is the variable set that it should come from?"
+    elif isinstance(url, (bytes, bytearray)):
+        what, way = "bytes", "decode() them"
+    elif hasattr(url, "render_as_string"):  # SQLAlchemy's; its str() has *** for the password
+        way = "its render_as_string(hide_password=False) makes one"
+    raise TypeError(f"a URL is a str, and this is {what}: {way}")
+
+
+def expect_one_line(url: str) -> None:
+    """Raise `InvalidURL` if there is a control character, such as the end of a line, or half of a surrogate pair."""
+    if _CONTROL.search(url):
+        raise InvalidURL("a URL has no control characters: strip() the end of its line, and percent-encode others")
+
+
+def expect_encoded(url: str) -> None:
+    """Raise `InvalidURL` if a password that is not percent-encoded would be taken for something else, and told.
+
+    Raises TypeError for what is no str. What is no URL is let pass.
+    """
+    expect_str(url)
+    scheme, separator, rest = url.partition("://")
+    if not separator or not SCHEME.fullmatch(scheme):
+        return
+    expect_one_line(url)
+    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    userinfo, at, hosts = authority.rpartition("@")
+    after = rest[len(authority) :]
+    if after[:1] not in ("?", "#") and (at or ":" not in authority.rpartition("]")[2]):
+        after = after.partition("?")[0]  # an @ in the query is no more than that, for no password can end there
+    if authority.count("@") > 1 or set("[]") & set(userinfo) or "@" in after:
+        raise InvalidURL(f"the user or the password is not percent-encoded, or an @ behind the host: {_ENCODED}")
+    if hosts.count("[") != hosts.count("]"):
+        raise InvalidURL(f"the host has [ or ] alone, or the password is not percent-encoded: {_ENCODED}")
+    if not all(_is_port(host.rpartition("]")[2]) for host in hosts.split(",")):
+        raise InvalidURL(
+            f"the port is no number up to 65535, or the password has no @ behind it, or is not encoded: {_ENCODED}"
+        )
+
+
+def _is_port(host: str) -> bool:
+    port = host.rpartition(":")[2] if ":" in host else ""
+    return port == "" or (port.isascii() and port.isdigit() and len(port) < 10 and int(port) < 65536)
+
+
+def pairs_of(url: str) -> list[tuple[str, str, str]]:
+    """Return the parameters of the query as they are written: the name, the = if there is one, the value."""
+    query = url.partition("#")[0].partition("?")[2]
+    return [pair.partition("=") for pair in query.split("&")] if query else []
+
+
+def strange(
+    reader: str,
+    names: Iterable[str],
+    known: Collection[str] | None,
+    arguments: Collection[str] = (),
+    elsewhere: Mapping[str, str] = MappingProxyType({}),
+) -> str | None:
+    """Return what is to be said of the first parameter that `reader` does not know; None if there is nothing.
+
+    `arguments` are those that are given beside the URL, `elsewhere` says what to do instead of others. With None as
+    `known`, what is in neither may be known to somebody else.
+    """
+    from difflib import get_close_matches
+
+    for name, shown in shown_names(names):
+        if name in (known or ()):
+            continue
+        if name in arguments:
+            return f"{name} is an argument beside the URL: from_url(url, {name}=...)"
+        if name in elsewhere:
+            return f"{reader} knows no parameter {name!r}: {elsewhere[name]}"
+        if known is not None:
+            meant = get_close_matches(name, known, 1) if name in shown else ()
+            return f"{reader} does not know {shown}" + "".join(f"; did you mean {match}?" for match in meant)
+    return None
+
+
+def shown_names(names: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Yield each name of a parameter, and how it is told: not if it may be a part of the password before it."""
+    hidden = False
+    for name in names:
+        yield name, "a parameter behind the password, in which & is %26" if hidden else f"the parameter {name!r}"
+        hidden = hidden or "password" in name
+
+
+def printable(text: str) -> str:
+    """Return the text with escapes for what does not print, so that it cannot begin a line of a log."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def place(scheme: str, *, user: object = None, host: object = None, port: object = None, path: object = None) -> str:
+    """Write as a URL where connections lead; what is None is left out."""
+    host = "" if host is None else str(host)
+    if ":" in host and "," not in host:
+        host = f"[{host}]"
+    authority = "" if user is None else f"{quote(str(user), safe='')}@"
+    authority += quote(host, safe="[]:,")
+    authority += "" if port is None else f":{port}"
+    return f"{scheme}://{authority}" + ("" if path is None else f"/{quote(str(path))}")
