@@ -73,8 +73,16 @@ class Backend(Protocol):
         """Make what a caller waits with."""
         ...
 
-    def describe(self, owner: int) -> tuple[str, str | None]:
-        """Return a task's name, and where it is now."""
+    def current(self) -> object:
+        """Return the running task; None if there is none."""
+        ...
+
+    def find(self, owner: int) -> object:
+        """Return the task that has a number now; None if there is none."""
+        ...
+
+    def describe(self, task: Any) -> tuple[str, str | None]:  # noqa: ANN401
+        """Return a task's name, and where it is now; None stands for one that is no more."""
         ...
 
 
@@ -135,11 +143,16 @@ class AsyncioBackend:
     def waiter(self, owner: int, since: float, deadline: float, site: tuple[CodeType, int] | None) -> AsyncWaiter[Any]:
         return _AsyncioWaiter(owner, since, deadline, site, self._loop, self._thread)
 
-    def describe(self, owner: int) -> tuple[str, str | None]:
-        for task in asyncio.all_tasks(self._loop):
-            if id(task) == owner:
-                return f"task {task.get_name()!r}", users_line(_inwards(task.get_coro()))
-        return "a task that has ended", None
+    def current(self) -> object:
+        return asyncio.current_task(self._loop)
+
+    def find(self, owner: int) -> object:
+        return next((task for task in asyncio.all_tasks(self._loop) if id(task) == owner), None)
+
+    def describe(self, task: Any) -> tuple[str, str | None]:  # noqa: ANN401
+        if task is None or task.done():
+            return "a task that has ended", None
+        return f"task {task.get_name()!r}", users_line(_inwards(task.get_coro()))
 
 
 class _AsyncioWaiter(AsyncWaiter[C]):
@@ -228,11 +241,16 @@ class TrioBackend:
     def waiter(self, owner: int, since: float, deadline: float, site: tuple[CodeType, int] | None) -> AsyncWaiter[Any]:
         return _TrioWaiter(owner, since, deadline, site, self)
 
-    def describe(self, owner: int) -> tuple[str, str | None]:
-        for task in self._all_tasks():
-            if id(task) == owner:
-                return f"task {task.name!r}", users_line(_inwards(task.coro))
-        return "a task that has ended", None
+    def current(self) -> object:
+        return self._trio.lowlevel.current_task()
+
+    def find(self, owner: int) -> object:
+        return next((task for task in self._all_tasks() if id(task) == owner), None)
+
+    def describe(self, task: Any) -> tuple[str, str | None]:  # noqa: ANN401
+        if task is None or getattr(task.coro, "cr_frame", None) is None:
+            return "a task that has ended", None
+        return f"task {task.name!r}", users_line(_inwards(task.coro))
 
     def _all_tasks(self) -> Iterator[trio.lowlevel.Task]:
         # Not asked of trio, which answers in its own thread only. (test: loans_of_tasks_are_told_to_other_threads)

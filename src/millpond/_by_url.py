@@ -32,6 +32,6 @@ def parted(url: str, options: Mapping[str, object], connector_for: Callable[...,
     except TypeError as error:
         refusal = error
     for name in others:
-        if f"'{name}'" in str(refusal) and (meant := meant_by(name)):
+        if f"'{name}'" in str(refusal) and (meant := meant_by(name, 0.85)):
             raise TypeError(f"{refusal}; did you mean {meant}, a setting of the pool?")
     raise refusal

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import warnings
 import weakref
 from collections.abc import Callable, Hashable, Iterator
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, NoReturn, TypeVar
 
 from millpond import _fork
 from millpond._core.settings import Options, Settings
@@ -24,10 +25,13 @@ FEW: Final = 8
 """So many unused pools may be kept before it is worth looking for them."""
 
 
+_SECRETIVE: Final = re.compile(r"://|:.*@|passw|pwd|secret|token", re.IGNORECASE | re.DOTALL)
+
+
 def named(options: Options, key: object, source: object) -> Options:
     """Return the options with a name for the pool of a key: for a key that may hold a password, where it leads."""
     shown = str(key)
-    if "://" in shown or "password" in shown.lower():
+    if _SECRETIVE.search(shown):
         shown = str(getattr(source, "target", type(key).__name__))
     return {**options, "name": f"{Settings.of(options).name}[{shown}]"}
 
@@ -82,6 +86,12 @@ class Keyed(Generic[K, P]):
         """Look at each of them."""
         self._forget()
         return {key: pool._step(pool._core.stats) for key, pool in list(self._used.items())}
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"a {type(self).__name__} cannot be copied or pickled, for two would have the same connections: "
+            "hand it on as it is within a process, and make one in each process"
+        )
 
     def __repr__(self) -> str:
         budget = self._settings.budget

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import warnings
+import weakref
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from functools import partial
 from inspect import iscoroutinefunction
 from random import random
 from types import FrameType, TracebackType
-from typing import Any, Final, Generic, Protocol, TypeVar, cast
+from typing import Any, Final, Generic, NoReturn, Protocol, TypeVar, cast
 
 from millpond import _fork, _watcher, events
 from millpond._core.core import Core, Fitness, Job, Task
@@ -39,7 +40,7 @@ from millpond.connector import Condition, Inspector
 from millpond.errors import ConnectFailed, Misuse, PoolClosed, PoolError, PoolFull, PoolTimeout
 from millpond.records import LeaseRecord
 
-__all__ = ["Bell", "Shell", "leave_and_tell", "log", "looks_fit", "pools"]
+__all__ = ["CLOSED", "Bell", "Shell", "leave_and_tell", "log", "looks_fit", "pools"]
 
 C = TypeVar("C")
 T = TypeVar("T")
@@ -52,6 +53,8 @@ SUSPENDED: Final = 1.0
 
 RESET: Final = frozenset({Condition.CLEAN, Condition.UNPROVED})
 """What a connection may be after a reset."""
+CLOSED: Final = ("is closed", "make a new pool; a closed one does not open again")
+"""What is said of a closed pool, and what to do."""
 CONNECTOR: Final = (*(name for name in vars(Inspector) if name[0] != "_"), "open", "ping", "reset", "close")
 """What a connector has."""
 
@@ -102,6 +105,9 @@ class Shell(ABC, Generic[C]):
                 f"{name}() takes a connector, or a callable that returns a new connection; "
                 f"{type(source).__qualname__} is neither"
             )
+        if hasattr(type(source), "cursor") and hasattr(type(source), "commit"):
+            made = type(source).__qualname__
+            raise TypeError(f"{name}() takes a callable that returns a new connection, and this {made} is a connection")
         if iscoroutinefunction(way) and not tasks:
             raise TypeError(f"connections that are awaited are for {twin}, not for {name}")
         if tasks and not callable(source) and not iscoroutinefunction(way):
@@ -376,6 +382,7 @@ class Shell(ABC, Generic[C]):
         assert lease._claim is not None
         if self._noted:
             lease._note(call_site(frame))
+            self._note_borrower(lease)
         if told:
             waited = time.monotonic() - asked
             self._tell_loan(events.ConnectionLent, connection=lease._claim.entry.serial, waited=waited)
@@ -408,6 +415,7 @@ class Shell(ABC, Generic[C]):
     def _fail(self, claim: Claim[C], error: BaseException) -> None:
         """Give an open up, since the server cannot be reached, or lets nobody in."""
         refused = self._is_refusal(error)
+        error = _without_text(error)
         self._step(self._core.open_failed, claim, error, refused, random())
         self._bell.ring()
         self._tell(events.OpenFailed, error=_bare(error), refused=refused, seconds=time.monotonic() - claim.entry.since)
@@ -472,6 +480,21 @@ class Shell(ABC, Generic[C]):
                 self._unwatch(entry)
                 self._inspector.abandon(entry.conn)
             self._tell_closed(entry)
+        # What is on loan goes with its last reference: nobody is to hold it who hears of hang-ups for the pool.
+        for entry in list(self._core.entries):
+            self._unwatch(entry)
+
+    def _put_in_line(self, waiter: Waiter[C]) -> None:
+        """Put a caller in line, unless it is served at once or refused."""
+        self._step(self._core.enrol, waiter)
+        while (claim := waiter.claim) is not None and waiter.deadline <= waiter.since:
+            # It does not wait, so nobody was asked whether it lives. What shows without asking is looked at.
+            if self._inspector.alive(claim.entry.conn):
+                break
+            waiter.claim, waiter.done = None, False
+            claim.entry.uses -= 1
+            self._step(self._core.release, claim, Fitness.DEAD)
+            self._step(self._core.enrol, waiter)
 
     # Returning.
 
@@ -578,20 +601,33 @@ class Shell(ABC, Generic[C]):
         return f"<millpond.{type(self).__name__} {self._settings.name!r} to {self._inspector.target}: {state}>"
 
     @abstractmethod
-    def _name_owner(self, owner: int) -> str: ...
+    def _find(self, owner: int) -> object:
+        """Return the thread or task of a number; None if there is none, or whatever has the number by now."""
 
     @abstractmethod
-    def _find_owner(self, owner: int) -> str | None: ...
+    def _describe(self, borrower: object) -> tuple[str, str | None]:
+        """Return the name of a thread or task, and where it is now; None stands for one that is no more."""
+
+    @abstractmethod
+    def _current(self) -> object:
+        """Return the running thread or task; None if there is none."""
+
+    def _note_borrower(self, lease: Lease[C]) -> None:
+        """Note who has made a loan that may outlive it: its number is another's by then, who would be blamed."""
+        borrower, claim = self._current(), lease._claim
+        if borrower is not None and claim is not None:
+            claim.entry.borrower = (claim.entry.uses, weakref.ref(borrower))
 
     def _record(self, entry: Entry[C], now: float) -> LeaseRecord:
-        owner = entry.owner
+        uses, borrower = entry.borrower
+        owner, now_at = self._describe(borrower() if uses == entry.uses else self._find(entry.owner))
         return LeaseRecord(
             connection=entry.serial,
             age=max(0.0, now - entry.since),
             uses=entry.uses,
-            owner=self._name_owner(owner),
+            owner=owner,
             borrowed_at=_site_of(entry),
-            now_at=self._find_owner(owner),
+            now_at=now_at,
         )
 
     def _lent(self) -> list[Entry[C]]:
@@ -651,7 +687,7 @@ class Shell(ABC, Generic[C]):
         )
         error: PoolError
         if refusal is Refusal.CLOSED:
-            error = self._error(PoolClosed, "is closed", "make a new pool; a closed one does not open again")
+            error = self._error(PoolClosed, *CLOSED)
         elif refusal is Refusal.FULL:
             error = self._error(
                 PoolFull,
@@ -728,13 +764,10 @@ class Shell(ABC, Generic[C]):
         elif opening:
             why = f"connections take too long to open: the oldest attempt has lasted {_seconds(max(opening))}"
             hint = f"see why {self._inspector.target} is slow; keep connections ready with min_size, or raise timeout"
-        elif timeout <= 0:
-            why, hint = "none was idle", "give it a timeout above 0 to let it open one"
         else:
-            why, hint = "others were served first", "raise timeout or max_size"
-        error = self._error(
-            PoolTimeout, f"lent no connection within {_seconds(timeout)}: {why}", hint, numbers=numbers, cause=cause
-        )
+            why, hint = _why_not(timeout, stats)
+        what = f"lent no connection within {_seconds(max(0.0, timeout))}: {why}"
+        error = self._error(PoolTimeout, what, hint, numbers=numbers, cause=cause)
         error.waited = waited
         error.oldest = oldest
         return error
@@ -757,17 +790,34 @@ class Shell(ABC, Generic[C]):
         for record in self._records():
             log.warning("pool %r was closed while a connection is still on loan: %s", self._settings.name, record)
 
-    def _resized(self, min_size: int | None, max_size: int | None) -> Settings:
-        """Return the settings with other sizes, or raise `ValueError`."""
-        now, share = self._settings, self._core.share
-        settings = replace(
-            now,
-            min_size=now.min_size if min_size is None else min_size,
-            max_size=now.max_size if max_size is None else max_size,
+    def _resize(self, min_size: int | None, max_size: int | None) -> None:
+        """Change the sizes, or raise `ValueError`."""
+        while True:
+            former, share = self._settings, self._core.share
+            settings = replace(
+                former,
+                min_size=former.min_size if min_size is None else min_size,
+                max_size=former.max_size if max_size is None else max_size,
+            )
+            if share is not None:
+                cast("Budget", settings.budget)._guarantee(share, settings.min_size)
+            # Another thread may have resized meanwhile, whose size is not to be lost.
+            if self._step(self._exchange, former, settings):
+                break
+        self._tell(events.PoolResized, min_size=settings.min_size, max_size=settings.max_size)
+
+    def _exchange(self, former: Settings, settings: Settings, now: float) -> bool:
+        if self._settings is not former:
+            return False
+        self._settings = settings
+        self._core.resize(settings, now)
+        return True
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"a {type(self).__name__} cannot be copied or pickled, for two would have the same connections: "
+            "hand it on as it is within a process, and make one in each process"
         )
-        if share is not None:
-            cast("Budget", settings.budget)._guarantee(share, settings.min_size)
-        return settings
 
 
 E = TypeVar("E", bound=PoolError)
@@ -776,6 +826,15 @@ E = TypeVar("E", bound=PoolError)
 def pools() -> list[Shell[Any]]:
     """Return the pools of this process, of threads and of tasks, those of keyed pools and drop-ins included."""
     return [pool for pool in _fork.pools() if isinstance(pool, Shell)]
+
+
+def _why_not(timeout: float, stats: Stats) -> tuple[str, str]:
+    """Say why somebody got nothing whom neither the server nor those who have connections kept from it, and a hint."""
+    if timeout > 0:
+        return "others were served first", "raise timeout or max_size"
+    if stats.checking:
+        return "what is idle is checked first, since a connection was found dead", "give it a timeout above 0 to wait"
+    return "none was idle", "give it a timeout above 0 to let it open one"
 
 
 def _asks_nobody(cause: BaseException | None) -> bool:
@@ -853,6 +912,20 @@ def _bare(error: BaseException | None) -> BaseException | None:
     while seen is not None and seen.__traceback__ is not None:
         seen.__traceback__ = None
         seen = seen.__cause__ or seen.__context__
+    return error
+
+
+def _without_text(error: BaseException) -> BaseException:
+    """Return an error without what could not be encoded: a `UnicodeError` keeps the whole of it, as a password."""
+    kinds = (UnicodeEncodeError, UnicodeDecodeError)
+    if isinstance(error, kinds):
+        return ValueError(f"a name or a password cannot be encoded or decoded, {error.encoding}: {error.reason}")
+    seen = error
+    while (former := seen.__cause__ or seen.__context__) is not None:
+        if isinstance(former, kinds):
+            seen.__cause__ = seen.__context__ = None
+            break
+        seen = former
     return error
 
 

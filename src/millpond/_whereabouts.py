@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from types import CodeType, FrameType
 from typing import Final
 
-__all__ = ["call_site", "line_of", "thread_name", "thread_position", "users_line"]
+__all__ = ["call_site", "described", "line_of", "thread_of", "users_line"]
 
 OURS: Final = os.path.dirname(__file__) + os.sep
 LIBRARIES: Final = tuple(
@@ -54,17 +54,17 @@ def users_line(frames: Iterator[FrameType]) -> str | None:
     return None if innermost is None else line_of(innermost.f_code, innermost.f_lasti)
 
 
-def thread_name(ident: int) -> str:
-    """Name a thread for people."""
-    for thread in threading.enumerate():
-        if thread.ident == ident:
-            return f"thread {thread.name!r}"
-    return "a thread that has ended"
+def thread_of(ident: int) -> threading.Thread | None:
+    """Return the thread that has a number now."""
+    return next((thread for thread in threading.enumerate() if thread.ident == ident), None)
 
 
-def thread_position(ident: int) -> str | None:
-    """Return where a thread is now, if it runs."""
-    return users_line(_outwards(sys._current_frames().get(ident)))
+def described(thread: object) -> tuple[str, str | None]:
+    """Return a thread's name, and where it is now, if it runs."""
+    if not isinstance(thread, threading.Thread) or not thread.is_alive():
+        return "a thread that has ended", None
+    frame = sys._current_frames().get(thread.ident or 0)
+    return f"thread {thread.name!r}", users_line(_outwards(frame))
 
 
 def _outwards(frame: FrameType | None) -> Iterator[FrameType]:

@@ -20,17 +20,18 @@ from millpond._extras import extra
 with extra("async"):
     import anyio
 
-from millpond._backends import AsyncWaiter, Backend, current_backend
+from millpond._backends import AsyncioBackend, AsyncWaiter, Backend, current_backend
 from millpond._by_url import parted
 from millpond._core.core import BEAT, Job, Task
 from millpond._core.entry import Claim
 from millpond._core.lease import Lease, let_go
 from millpond._core.line import Waiter
-from millpond._core.settings import Options, Settings
+from millpond._core.settings import Options, Settings, expect_seconds
 from millpond._core.stats import Stats
-from millpond._shell import Shell, leave_and_tell, log, looks_fit
+from millpond._shell import CLOSED, Shell, leave_and_tell, log, looks_fit
 from millpond._whereabouts import call_site
 from millpond.connector import AsyncConnector
+from millpond.errors import PoolClosed
 from millpond.records import LeaseRecord
 
 __all__ = ["AsyncPool", "TaskLease"]
@@ -324,10 +325,13 @@ class AsyncPool(Shell[C]):
     def connection(self, timeout: float | None = None) -> TaskLease[C]:
         """Lend a connection to a `with` block: `async with pool.connection() as conn`.
 
-        Entering waits up to `timeout` seconds (the pool's own by default, 0 for not at all) and raises `PoolTimeout`,
-        `ConnectFailed`, `PoolFull` or `PoolClosed`. Leaving returns the connection, or closes it if it cannot be proved
-        clean; it never waits for a network that is down. An exception at any point gives the place back.
+        Entering waits up to `timeout` seconds (the pool's own by default, 0 or less for not at all) and raises
+        `PoolTimeout`, `ConnectFailed`, `PoolFull` or `PoolClosed`. Leaving returns the connection, or closes it if it
+        cannot be proved clean; it never waits for a network that is down. An exception at any point gives the place
+        back. A timeout that is no number raises TypeError or `ValueError` at once.
         """
+        if timeout is not None:
+            expect_seconds(timeout)
         lease: TaskLease[C] = self._special_lease() if self._special else TaskLease()
         lease._core = self._core
         lease._pool = self
@@ -352,6 +356,7 @@ class AsyncPool(Shell[C]):
         conn = await lease.__aenter__()
         try:
             self._held[id(conn)] = lease
+            self._note_borrower(lease)
             return conn
         except BaseException as cut:
             self._drop(lease)
@@ -398,6 +403,8 @@ class AsyncPool(Shell[C]):
 
         Raises `PoolTimeout`, `ConnectFailed` or `PoolClosed`; the pool goes on opening all the same.
         """
+        if timeout is not None:
+            expect_seconds(timeout)
         limit = self._settings.timeout if timeout is None else timeout
         waiter = self._waiter(limit)
         await self._await_all(self._core.warm, waiter)
@@ -411,9 +418,7 @@ class AsyncPool(Shell[C]):
 
         Raises `ValueError` for sizes that cannot work; the pool then stays as it was.
         """
-        self._settings = settings = self._resized(min_size, max_size)
-        self._step(self._core.resize, settings)
-        self._tell(events.PoolResized, min_size=settings.min_size, max_size=settings.max_size)
+        self._resize(min_size, max_size)
 
     def refresh(self) -> None:
         """Replace every connection, as after a move or a new password: the idle now, the lent when they come back."""
@@ -436,6 +441,9 @@ class AsyncPool(Shell[C]):
         Waits up to `timeout` seconds for the loans. Connections still on loan then are named in a warning to the log,
         and closed when they come back. Closing twice is closing once.
         """
+        expect_seconds(timeout)
+        if self._core.closing and not self._core.entries:
+            return
         if self._backend is not None and self._backend.ended():
             self._close_down()
             self._bury()
@@ -491,7 +499,7 @@ class AsyncPool(Shell[C]):
 
     def _enrol(self, waiter: AsyncWaiter[C]) -> None:
         """Put a caller in line, unless it is served at once."""
-        self._step(self._core.enrol, waiter)
+        self._put_in_line(waiter)
         if not waiter.done and waiter.deadline < math.inf and self._deadlines.add(waiter, len(self._core.line)):
             # The keeper has to be there, and to look at its watch anew.
             self._kick()
@@ -529,14 +537,24 @@ class AsyncPool(Shell[C]):
     def _settle_down(self) -> int:
         """Make the running loop the pool's own, at the first call."""
         backend = current_backend(_weakly(self._strange))
+        if getattr(self._connector, "asyncio_only", False) and not isinstance(backend, AsyncioBackend):
+            raise self._misused(
+                f"was used in trio, and the driver of {self._connector.target} knows asyncio only",
+                "run the program by asyncio, or borrow from a millpond.Pool in threads (trio.to_thread.run_sync)",
+            )
         owner = backend.whoami()
         self._backend = self._bell.backend = backend
         self._core.whoami = backend.whoami
         return owner
 
     def _strange(self) -> Exception:
+        if self._core.closing:
+            return self._error(PoolClosed, *CLOSED)
         if self._backend is None:
             what, hint = "was used outside of an event loop", "use it in a coroutine run by asyncio or trio"
+        elif self._backend.ended():
+            what = "belongs to the event loop that first used it, which has ended"
+            hint = "make a pool within each asyncio.run() or trio.run(), or use millpond.Pool from threads"
         else:
             what = "belongs to the event loop that first used it, and this is not that loop"
             hint = "make a pool for each loop, or use millpond.Pool from threads"
@@ -642,11 +660,14 @@ class AsyncPool(Shell[C]):
         finally:
             self._closed(entry)
 
-    def _name_owner(self, owner: int) -> str:
-        return self._backend.describe(owner)[0] if self._backend is not None else "a task"
+    def _current(self) -> object:
+        return None if self._backend is None else self._backend.current()
 
-    def _find_owner(self, owner: int) -> str | None:
-        return self._backend.describe(owner)[1] if self._backend is not None else None
+    def _find(self, owner: int) -> object:
+        return None if self._backend is None else self._backend.find(owner)
+
+    def _describe(self, borrower: object) -> tuple[str, str | None]:
+        return ("a task", None) if self._backend is None else self._backend.describe(borrower)
 
     def __del__(self) -> None:
         if self.__dict__.get("_made"):

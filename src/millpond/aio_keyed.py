@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Hashable
 from time import monotonic
 from typing import Generic, Self, TypeVar, Unpack
 
-from millpond._core.settings import Options
+from millpond._core.settings import Options, expect_seconds
 from millpond._keyed import Keyed, named
 from millpond.aio import AsyncPool, TaskLease
 from millpond.connector import AsyncConnector
@@ -47,6 +47,7 @@ class AsyncKeyedPool(Keyed[K, AsyncPool[C]], Generic[K, C]):
 
     async def close(self, timeout: float = 5.0) -> None:
         """Close the pools of all keys, as `AsyncPool.close` does, within `timeout` seconds in all."""
+        expect_seconds(timeout)
         deadline = monotonic() + timeout
         pools = self._end()
         # All callers in line learn of it before the first loan is waited for.

@@ -7,7 +7,7 @@ import threading
 import weakref
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
-from typing import Any, Final, Protocol
+from typing import Any, Final, NoReturn, Protocol
 
 from millpond import _fork
 from millpond._core.ledger import Ledger, Share
@@ -50,6 +50,12 @@ class Budget:
         """The process that it has begun in."""
         self._begin()
         _fork.renew(self)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"a {type(self).__name__} cannot be copied or pickled, for two would be a limit each: "
+            "give the same one to all pools, and make one in each process"
+        )
 
     def _after_fork_in_child(self) -> None:
         if os.getpid() != self._pid:

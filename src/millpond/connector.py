@@ -118,6 +118,9 @@ class AsyncConnector(Inspector[C], Protocol[C]):
     """How an `AsyncPool` opens, checks, resets and closes one kind of connection.
 
     The pool's own tasks run these, under a deadline of the pool's; a cancellation may arrive at any await.
+
+    A connector whose driver knows no other event loop than asyncio's has an attribute `asyncio_only = True`. A pool
+    that is used in trio then says so at once, instead of trying and failing to open.
     """
 
     async def open(self, timeout: float) -> C:

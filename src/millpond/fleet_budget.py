@@ -28,7 +28,7 @@ with extra("redis"):
 
 from millpond._permit_file import Note, PermitFile, shared_path
 from millpond._shared_budget import SETBACK, SharedBudget, register
-from millpond.connectors.redis import options_of
+from millpond.connectors.redis import expect_makeable, options_of
 from millpond.errors import Misuse
 
 __all__ = ["FleetBudget", "FleetMember", "members"]
@@ -354,8 +354,12 @@ def _client(url: str) -> Any:  # noqa: ANN401
         "retry": Retry(NoBackoff(), 0),
         "decode_responses": True,
     }
-    # As redis-py's from_url does it, which would quote a password that it cannot read.
-    return redis.Redis.from_pool(redis.ConnectionPool(**{**settings, **options_of(url, parse_url)}))
+    # As redis-py's from_url does it, which would quote a password that it cannot read, or make of a query what it can.
+    given = options_of(url, parse_url)
+    kind = given.get("connection_class", redis.Connection)
+    own = ("connection_class", "max_connections", "timeout")  # the pool's
+    expect_makeable(url, kind, {name: value for name, value in given.items() if name not in own})
+    return redis.Redis.from_pool(redis.ConnectionPool(**{**settings, **given}))
 
 
 def _keys(name: str) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable
 from time import monotonic
 from typing import Generic, Self, TypeVar, Unpack
 
-from millpond._core.settings import Options
+from millpond._core.settings import Options, expect_seconds
 from millpond._keyed import Keyed, named
 from millpond.connector import Connector
 from millpond.pool import Pool, ThreadLease
@@ -47,6 +47,7 @@ class KeyedPool(Keyed[K, Pool[C]], Generic[K, C]):
 
     def close(self, timeout: float = 5.0) -> None:
         """Close the pools of all keys, as `Pool.close` does, within `timeout` seconds in all."""
+        expect_seconds(timeout)
         deadline = monotonic() + timeout
         pools = self._end()
         # All callers in line learn of it before the first loan is waited for.

@@ -24,10 +24,10 @@ from millpond._core.core import BEAT, Fitness, Job, Task
 from millpond._core.entry import Claim
 from millpond._core.lease import LENT, Lease, let_go
 from millpond._core.line import Waiter
-from millpond._core.settings import Options, Settings
+from millpond._core.settings import Options, Settings, expect_seconds
 from millpond._core.stats import Stats
 from millpond._shell import Shell, leave_and_tell, log, looks_fit
-from millpond._whereabouts import call_site, thread_name, thread_position
+from millpond._whereabouts import call_site, described, thread_of
 from millpond.connector import Connector
 from millpond.records import LeaseRecord
 
@@ -478,10 +478,13 @@ class Pool(Shell[C]):
     def connection(self, timeout: float | None = None) -> ThreadLease[C]:
         """Lend a connection to a `with` block: `with pool.connection() as conn`.
 
-        Entering waits up to `timeout` seconds (the pool's own by default, 0 for not at all) and raises `PoolTimeout`,
-        `ConnectFailed`, `PoolFull` or `PoolClosed`. Leaving returns the connection, or closes it if it cannot be proved
-        clean; it never waits for a network that is down. An exception at any point gives the place back.
+        Entering waits up to `timeout` seconds (the pool's own by default, 0 or less for not at all) and raises
+        `PoolTimeout`, `ConnectFailed`, `PoolFull` or `PoolClosed`. Leaving returns the connection, or closes it if it
+        cannot be proved clean; it never waits for a network that is down. An exception at any point gives the place
+        back. A timeout that is no number raises TypeError or `ValueError` at once.
         """
+        if timeout is not None:
+            expect_seconds(timeout)
         lease: ThreadLease[C] = self._special_lease() if self._special else ThreadLease()
         lease._core = self._core
         lease._pool = self
@@ -506,6 +509,7 @@ class Pool(Shell[C]):
         conn = lease.__enter__()
         try:
             self._held[id(conn)] = lease
+            self._note_borrower(lease)
             return conn
         except BaseException as cut:
             self._drop(lease)
@@ -552,6 +556,8 @@ class Pool(Shell[C]):
 
         Raises `PoolTimeout`, `ConnectFailed` or `PoolClosed`; the pool goes on opening all the same.
         """
+        if timeout is not None:
+            expect_seconds(timeout)
         limit = self._settings.timeout if timeout is None else timeout
         waiter: _ThreadWaiter[C] = self._waiter(limit)
         self._await_all(self._core.warm, waiter)
@@ -565,9 +571,7 @@ class Pool(Shell[C]):
 
         Raises `ValueError` for sizes that cannot work; the pool then stays as it was.
         """
-        self._settings = settings = self._resized(min_size, max_size)
-        self._step(self._core.resize, settings)
-        self._tell(events.PoolResized, min_size=settings.min_size, max_size=settings.max_size)
+        self._resize(min_size, max_size)
 
     def refresh(self) -> None:
         """Replace every connection, as after a move or a new password: the idle now, the lent when they come back."""
@@ -590,6 +594,7 @@ class Pool(Shell[C]):
         Waits up to `timeout` seconds for the loans. Connections still on loan then are named in a warning to the log,
         and closed when they come back. Closing twice is closing once.
         """
+        expect_seconds(timeout)
         self._close_down()
         deadline = monotonic() + timeout
         waiter: _ThreadWaiter[C] = self._waiter(timeout)
@@ -629,7 +634,7 @@ class Pool(Shell[C]):
         # The frame of whoever entered the lease: one that is asked for stays in memory as long as it runs.
         waiter = self._waiter(timeout, call_site(sys._getframe(3)))
         try:
-            self._step(self._core.enrol, waiter)
+            self._put_in_line(waiter)
             if not waiter.done:
                 self._sit_out(waiter)
             if waiter.claim is not None:
@@ -804,11 +809,14 @@ class Pool(Shell[C]):
             log.debug("pool %r: %s failed: %r", self.name, job.task.value, error)
         self._closed(entry)
 
-    def _name_owner(self, owner: int) -> str:
-        return thread_name(owner)
+    def _current(self) -> object:
+        return threading.current_thread()
 
-    def _find_owner(self, owner: int) -> str | None:
-        return thread_position(owner)
+    def _find(self, owner: int) -> object:
+        return thread_of(owner)
+
+    def _describe(self, borrower: object) -> tuple[str, str | None]:
+        return described(borrower)
 
     def __del__(self) -> None:
         if self.__dict__.get("_made"):

@@ -352,6 +352,12 @@ def test_arguments_that_cannot_be_are_refused(url: str) -> None:
         FleetBudget("redis://:open:]sesame@nowhere/0", "encoded", 2)
     assert "sesame" not in str(refusal.value)
     assert refusal.value.__context__ is None
+    for made in (lambda url: FleetBudget(url, "unknown", 2), lambda url: members(url, "unknown")):
+        with pytest.raises(InvalidURL, match="redis-py does not know the parameter 'socket_tmeout'; did you mean"):
+            made("redis://nowhere/0?socket_tmeout=3")
+        with pytest.raises(InvalidURL, match="does not know a parameter behind the password"):
+            made("redis://nowhere/0?password=open&sesame=1")
+    FleetBudget(f"{url}?max_connections=5&socket_timeout=1", "known", 2).close()
     budget = FleetBudget(url, "twice", 2)
     with pytest.raises(Misuse, match="has a FleetBudget 'twice' already"):
         FleetBudget(url, "twice", 2)

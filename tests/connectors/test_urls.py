@@ -1,16 +1,20 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import re
 import subprocess
 import sys
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import psycopg
 import pytest
 from asyncpg import PostgresError
+from asyncpg.connect_utils import _parse_connect_dsn_and_args
+from psycopg.conninfo import conninfo_to_dict
 
 from millpond import AsyncPool, Pool
 from millpond.connectors import urls
@@ -99,10 +103,10 @@ def test_a_connection_is_opened_by_url(postgres: Postgres, tmp_path: Path) -> No
         ("sqlite://hunter2", "three slashes"),
         ("sqlite:///:memory:?cache=hunter2", "takes no query"),
         ("tcp://db", "tcp://host:port"),
-        ("tcp://db:hunter2", "the port is no number"),
+        ("tcp://db:hunter2", "no host:port can be read"),
         ("tcp://me:hunter2@db:5", "it has a user"),
         ("tls://:5", "tls://host:port"),
-        ("tls://[hunter2", "the host has [ or ] alone"),
+        ("tls://[hunter2", "no host:port can be read"),
         ("tls://db:5/hunter2", "it has a user, a path"),
         ("tls://db:5?hunter2=1", "what the query sets is an argument"),
         ("tls://db:1,db:2", "the host or the port is missing, or cannot be read"),
@@ -142,9 +146,20 @@ def test_an_at_in_the_query_is_taken_as_such_where_no_password_can_end_there() -
 
 @pytest.mark.parametrize("port", ["65536", "123456789", "9" * 5000, "²", "٣", "-1", "+5", "0x5", "5 "])
 def test_a_port_is_a_number_that_a_port_can_have(port: str) -> None:
-    with pytest.raises(InvalidURL, match="the port is no number up to 65535") as failure:
+    with pytest.raises(InvalidURL, match="no host:port can be read") as failure:
         expect_encoded(f"postgresql://db:{port}/app")
     assert port not in str(failure.value)
+
+
+@pytest.mark.parametrize(
+    "hosts", ["me:hunter2:5432", "me:hunter2:", "hunter2[::1]", "[::1]hunter2", "[]", "::1", "a]b"]
+)
+def test_what_is_no_host_and_port_is_not_shown_as_one(hosts: str) -> None:
+    """It is a user and a password, whose host was left out."""
+    for made in (Psycopg, AsyncPsycopg, Asyncpg, connector_for, async_connector_for):
+        with pytest.raises(InvalidURL, match="no host:port can be read") as failure:
+            made(f"postgresql://{hosts}/app")
+        assert "hunter2" not in str(failure.value)
 
 
 @pytest.mark.parametrize(
@@ -210,7 +225,10 @@ def test_a_scheme_for_tasks_gets_what_was_meant(url: str, said: str) -> None:
     ("url", "said"),
     [
         ("?schema=public", "libpq knows no parameter 'schema': say options=-csearch_path%3Dname"),
-        ("?pgbouncer=true", "libpq knows no parameter 'pgbouncer': leave it out, and give from_url(url, prepare_"),
+        (
+            "?pgbouncer=true",
+            "libpq knows no parameter 'pgbouncer': leave it out; PgBouncer before 1.21 needs",
+        ),
         ("?sslmod=require", "libpq does not know the parameter 'sslmod'; did you mean sslmode?"),
         ("?ssl=false", "libpq knows no parameter 'ssl': say sslmode=require"),
         ("?nonsense=1", "libpq does not know the parameter 'nonsense'"),
@@ -222,7 +240,7 @@ def test_a_scheme_for_tasks_gets_what_was_meant(url: str, said: str) -> None:
         ("?user=50%", "the parameter 'user' has a % that begins no code; a % itself is %25"),
         (
             "?prepare_threshold=0",
-            "prepare_threshold is an argument beside the URL: from_url(url, prepare_threshold=...)",
+            "prepare_threshold is an argument of its own, and no part of the URL: prepare_threshold=...",
         ),
         ("/a b", "the database has a space, which is %20"),
         ("/a%zz", "the database has a % that begins no code"),
@@ -251,6 +269,17 @@ def test_a_percent_sign_that_is_not_encoded_is_told_without_the_password() -> No
         ("host=db password=hunt hunter2=1", "libpq does not know a parameter behind the password"),
         ("host=db password=hunt er2", "neither a PostgreSQL URL nor key=value pairs"),
         ("password='hunter2", "neither a PostgreSQL URL nor key=value pairs"),
+        ("host=db schema=app", "libpq knows no parameter 'schema': say options=-csearch_path=name"),
+        ("host=db statement_timeout=5", "if it is a setting of the server, say options=-cname=value"),
+        (
+            "postgresql+psycopg://me:hunter2=@db/app",
+            "expected postgresql://user:password@host:port/database",
+        ),
+        ("POSTGRESQL://me:hunter2=@db/app", "libpq reads no such URL"),
+        ("'postgresql://me:hunter2=@db/app'", "libpq reads no such URL"),
+        ("postgresql:/me:hunter2=@db", "neither a PostgreSQL URL nor key=value pairs"),
+        ("me:hunter2=@db", "neither a PostgreSQL URL nor key=value pairs"),
+        ("hunter2=x me:y", "neither a PostgreSQL URL nor key=value pairs"),
     ],
 )
 def test_what_libpq_cannot_read_in_a_connection_string_is_told_by_its_name(text: str, said: str) -> None:
@@ -264,13 +293,20 @@ def test_what_libpq_cannot_read_in_a_connection_string_is_told_by_its_name(text:
     ("url", "said"),
     [
         ("postgresql://db?schema=public", "asyncpg knows no parameter 'schema': say options=-csearch_path%3Dname"),
-        ("postgresql://db?pgbouncer=true", "leave it out, and give from_url(url, statement_cache_size=0)"),
-        ("postgresql://db?statement_cache_size=0", "statement_cache_size is an argument beside the URL"),
+        (
+            "postgresql://db?pgbouncer=true",
+            "PgBouncer before 1.21 needs the argument statement_cache_size=0",
+        ),
+        ("postgresql://db?statement_cache_size=0", "statement_cache_size is an argument of its own"),
         ("postgresql://db?password=a&hunter2", "a parameter of the query has no value"),
         ("postgresql://db?port=hunter2", "the parameter 'port' is no number"),
         ("postgresql://a,,b/app", "a host is missing beside a comma"),
-        ("postgresql://db?host=a,", "a host is missing beside a comma"),
-        ("postgresql://me:hunter2@\u2100.org/app", "the host cannot be read: percent-encode"),
+        ("postgresql://?host=a,", "a host is missing beside a comma"),
+        ("postgresql://me:hunter2@\u2100.org/app", "what is no letter of ASCII is not percent-encoded"),
+        ("postgresql://?host=hunter2:x", "no host:port can be read in the parameter 'host'"),
+        ("postgresql://?po%72t=hunter2", "the parameter 'port' is no number"),
+        ("postgresql://[hunter2]/app", "an address in [ ] is none of IPv6"),
+        ("postgresql://db?reset=session", "reset is an argument of its own"),
         ("postgresql+asyncpg://db", "asyncpg's dsn is a URL: expected postgresql://user"),
         ("host=db password=hunter2", "asyncpg's dsn is a URL: expected postgresql://user"),
     ],
@@ -282,6 +318,44 @@ def test_what_asyncpg_cannot_read_is_told_when_the_connector_is_made(url: str, s
     assert failure.value.__context__ is None
 
 
+@pytest.mark.parametrize(
+    ("url", "arguments"),
+    [
+        ("postgresql://me:x@h:1,g:2,[::1]/app", {}),
+        ("postgresql://me@h/app?port=6000&host=g&user=you&dbname=other", {}),
+        ("postgresql://?host=h,g:2&port=6000&user=you&dbname=a+b", {}),
+        ("postgresql://?host=[::1]:5&user=you", {}),
+        ("postgresql://?host=/run/pg&user=you&database=app", {}),
+        ("postgresql://me@h/app#fragment", {}),
+        ("postgresql://me@h:/app?port=", {}),
+        ("PostgreSQL://me@h/app", {}),
+        ("postgresql://me@h:1/app", {"host": "g", "port": 2, "user": "you", "database": "other"}),
+        ("postgresql://me@h:1/app", {"host": ["g", "f"], "port": [2, 3]}),
+        (None, {"host": "g", "user": "you", "database": "app"}),
+    ],
+)
+def test_it_is_shown_where_asyncpg_goes(url: str | None, arguments: dict[str, Any]) -> None:
+    """By asyncpg's own reading, which is told apart by what its arguments say."""
+    asked = dict.fromkeys(inspect.signature(_parse_connect_dsn_and_args).parameters)
+    addresses, went = _parse_connect_dsn_and_args(**{**asked, "dsn": url, **arguments})
+    connector = Asyncpg(url, **arguments)
+    shown = conninfo_to_dict(connector.target)
+    ports = str(shown.get("port", "")).split(",")
+    assert str(shown["host"]).split(",") == [
+        address[0] if isinstance(address, tuple) else str(Path(address).parent) for address in addresses
+    ]
+    assert all(port in ("", str(address[1])) for port, address in zip(ports, addresses, strict=True))
+    assert shown["user"] == went.user
+    assert shown.get("dbname", went.user) == went.database
+
+
+@pytest.mark.parametrize(
+    "url", ["", "postgresql://db?port=", "postgresql://db/app?port=1,", "postgres://db", "POSTGRES://db"]
+)
+def test_what_asyncpg_reads_is_not_refused(url: str) -> None:
+    Asyncpg(url)
+
+
 def test_a_url_that_a_callable_returns_is_read_as_carefully() -> None:
     for url, kind in (("postgresql://db?password=a&hunter2", InvalidURL), (None, TypeError)):
         for connector in (AsyncPsycopg(lambda url=url: url), Asyncpg(lambda url=url: url)):  # type: ignore[misc]
@@ -291,6 +365,8 @@ def test_a_url_that_a_callable_returns_is_read_as_carefully() -> None:
             assert connector.refused(failure.value)
         with pytest.raises(kind):
             Psycopg(lambda url=url: url).open(5)  # type: ignore[misc]
+    with pytest.raises(ConnectionRefusedError):  # asyncpg does without, if it is told a host
+        asyncio.run(Asyncpg(lambda: "", host="127.0.0.1", port=1, user="me").open(5))
 
 
 def test_a_setting_that_the_server_does_not_know_is_a_refusal(postgres: Postgres) -> None:
@@ -319,6 +395,14 @@ def test_a_setting_that_the_server_does_not_know_is_a_refusal(postgres: Postgres
         ("redis://db?password=a&hunter2=1", "redis-py does not know a parameter behind the password"),
         ("redis://db?socket_timeout=soon", "Invalid value for 'socket_timeout'"),
         ("redis://me:hunter2@db:1,db:2", "the host or the port cannot be read"),
+        ("redis://db?args=1", "redis-py does not know the parameter 'args'"),
+        ("redis://db?arg=1", "redis-py does not know the parameter 'arg'"),
+        ("redis://db?connection_class=x", "'connection_class': it is an object, and an argument of its own"),
+        ("redis://db?retry=3", "redis-py knows no parameter 'retry': it is an object, and an argument of its own"),
+        (
+            "rediss://db?ssl_cert_reqs=bogus",
+            "of what the URL's query says: the parameter 'ssl_cert_reqs'",
+        ),
     ],
 )
 def test_what_redis_py_does_not_know_is_told_by_its_name(url: str, said: str) -> None:
@@ -347,9 +431,10 @@ def test_an_option_that_is_a_setting_of_the_pool_mistyped_gets_what_was_meant(ur
         for name, meant in (("maxsize", "max_size"), ("max_connections", "max_size"), ("pool_recycle", "max_lifetime")):
             with pytest.raises(TypeError, match=f"'{name}'.*; did you mean {meant}, a setting of the pool"):
                 pool.from_url(url, **{name: 5})
-        with pytest.raises(TypeError, match="'nonsense'") as failure:
-            pool.from_url(url, nonsense=5)
-        assert "did you mean" not in str(failure.value)
+        for name in ("nonsense", "socket_tmeout", "comand_timeout"):
+            with pytest.raises(TypeError, match=f"'{name}'") as failure:
+                pool.from_url(url, **{name: 5})
+            assert "a setting of the pool" not in str(failure.value)
 
 
 @pytest.mark.parametrize(
@@ -378,7 +463,8 @@ def test_a_parameter_that_is_the_driver_s_stays_the_driver_s() -> None:
         ("postgresql://db/app?sslpassword=hunter2", "postgresql://db/app"),
         ("postgresql://db/app?p%61ssword=hunter2", "postgresql://db/app"),
         ("postgresql://me:hunter%32@db/app", "postgresql://me@db/app"),
-        ("postgresql://me:hunter2@db1:1,db2:2/app", "postgresql://me@db1,db2:1,2/app"),
+        ("postgresql://me:hunter2@db1:1,db2:2/app", "postgresql://me@db1:1,db2:2/app"),
+        ("postgresql://me@db/app?sslpassword=hunter2&p%61ssword=hunter2", "postgresql://me@db/app"),
         ("postgresql://me@[::1]:5/a%20b", "postgresql://me@[::1]:5/a%20b"),
         ("postgresql://a%0Ab@db/c%1Bd", "postgresql://a%0Ab@db/c%1Bd"),
         ("postgresql:///app?host=/run/pg&port=5", "postgresql://%2Frun%2Fpg:5/app"),
@@ -458,3 +544,6 @@ def test_a_place_is_written_as_a_url() -> None:
     assert place("tcp", host="::1", port=5) == "tcp://[::1]:5"
     assert place("postgresql", user="a@b/c", host="/run/pg", path="x y") == "postgresql://a%40b%2Fc@%2Frun%2Fpg/x%20y"
     assert place("postgresql") == "postgresql://"
+    assert place("postgresql", host="a,::1", port="1,2") == "postgresql://a:1,[::1]:2"
+    assert place("postgresql", host="a,b", port=",2") == "postgresql://a,b:2"
+    assert place("postgresql", host="a,b", port=5) == "postgresql://a:5,b:5"

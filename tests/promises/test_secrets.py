@@ -24,7 +24,8 @@ from millpond import AsyncPool, ConnectFailed, KeyedPool, Pool, PoolError, _look
 from millpond.connectors.asyncpg import Asyncpg
 from millpond.connectors.dbapi import DBAPI
 from millpond.connectors.psycopg import AsyncPsycopg, Psycopg
-from millpond.testing import Postgres, ReservedPort
+from millpond.connectors.redis import Redis
+from millpond.testing import Postgres, ReservedPort, Valkey
 
 from .patience import until, until_seen
 from .places import PACKAGE
@@ -199,6 +200,33 @@ def test_a_wrong_url_is_not_quoted(url: str, borrow: Callable[[str], None], capl
     assert WORD not in logged(caplog)
 
 
+@pytest.mark.parametrize("kind", ["psycopg", "psycopg-callable", "redis"])
+def test_a_password_that_cannot_be_encoded_is_not_in_the_error(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    """An encoding error carries the whole of what it could not encode.
+
+    `os.environ` gives half a surrogate pair for each byte that is not UTF-8.
+    """
+    caplog.set_level(logging.DEBUG)
+    with Valkey() as server:
+        secret = f"{WORD}\udce9"
+        connector: Any = {
+            "psycopg": lambda: Psycopg(host="127.0.0.1", port=1, user="app", password=secret),
+            "psycopg-callable": lambda: Psycopg(host="127.0.0.1", port=1, user="app", password=lambda: secret),
+            "redis": lambda: Redis(server.url, password=secret),
+        }[kind]()
+        with Pool[Any](connector) as pool:
+            with pytest.raises(ConnectFailed) as failure:
+                pool.acquire(timeout=5)
+            told = said_by(pool)
+    assert "cannot be encoded" in str(failure.value)
+    error: BaseException | None = failure.value
+    while error is not None:  # also what a traceback leaves out
+        assert WORD not in f"{error!r} {vars(error)} {getattr(error, 'object', '')}"
+        error = error.__cause__ or error.__context__
+    for text in (said_of(failure.value), told, logged(caplog)):
+        assert WORD not in text
+
+
 def test_a_pool_at_work_tells_no_password(postgres: Postgres, caplog: pytest.LogCaptureFixture) -> None:
     """Loans, leaks, unreturned connections and a pool that was never closed are told of without it."""
     caplog.set_level(logging.DEBUG)
@@ -222,13 +250,16 @@ def test_a_pool_at_work_tells_no_password(postgres: Postgres, caplog: pytest.Log
         assert password not in text
 
 
-@pytest.mark.parametrize("key_of", [url_of, conninfo_of, lambda *where: (url_of(*where), 1)])
+@pytest.mark.parametrize(
+    "key_of",
+    [url_of, conninfo_of, lambda *where: (url_of(*where), 1), lambda *where: url_of(*where).replace("://", ":/")],
+)
 def test_a_keyed_pool_whose_key_is_a_url_tells_no_password(
     unwelcoming: tuple[str, int], key_of: Callable[[str, int], Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     """It has one pool for each key, and the key in its name: in errors, logs, statistics and names of threads."""
     caplog.set_level(logging.DEBUG)
-    with KeyedPool[Any, Any](lambda key: Psycopg(key if isinstance(key, str) else key[0]), name="tenants") as pools:
+    with KeyedPool[Any, Any](lambda _: Psycopg(url_of(*unwelcoming)), name="tenants") as pools:
         key = key_of(*unwelcoming)
         with pytest.raises(PoolError) as failure:
             pools[key].acquire(timeout=5)

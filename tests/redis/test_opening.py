@@ -317,7 +317,7 @@ def test_a_url_lends_raw_connections_to_tasks(valkey: Valkey) -> None:
     ("url", "options", "complaint"),
     [
         ("redis://:pass/word@host", {}, "percent-encoded"),
-        ("redis://user:secret@host:99999", {}, "the port is no number"),
+        ("redis://user:secret@host:99999", {}, "no host:port can be read"),
         ("redis://host?socket_timeout=soon", {}, "Invalid value for 'socket_timeout'"),
         ("redis://host", {"max_connections": 3}, "max_connections"),
         ("redis://host?protocol=7", {}, "protocol must be"),

@@ -197,7 +197,7 @@ class Core(Generic[C]):
         """Serve a caller at once, refuse it, or put it in line: `waiter.claim`, `waiter.refusal` or neither is set."""
         self.settle(now)
         if not (self.closing or self.paused) and self.line.head() is None:
-            claim = self._fetch(now)
+            claim = self._fetch(now, unasked=waiter.deadline <= waiter.since)
             if claim is not None:
                 waiter.done = True
                 self._lend(claim, waiter, now)
@@ -284,8 +284,11 @@ class Core(Generic[C]):
             entry.site = (entry.uses, *waiter.site)
         waiter.claim = claim
 
-    def _fetch(self, now: float) -> Claim[C] | None:
-        """Take the next idle connection that can be lent now; deal with those that come before it and cannot."""
+    def _fetch(self, now: float, *, unasked: bool = False) -> Claim[C] | None:
+        """Take the next idle connection that can be lent now; deal with those that come before it and cannot.
+
+        One who does not wait gets it unasked, if there is no more than its idleness against it.
+        """
         while True:
             try:
                 claim = self.idle.pop()
@@ -296,7 +299,9 @@ class Core(Generic[C]):
                 return claim
             if entry.doom is not None or now >= entry.expires:
                 self._close(claim, entry.doom or Reason.MAX_LIFETIME)
-            elif entry.suspect or now - max(entry.idle_since, entry.asked) > self.settings.check_after:
+            elif entry.suspect or (
+                not unasked and now - max(entry.idle_since, entry.asked) > self.settings.check_after
+            ):
                 if self._n_tending - self._n_stalled > len(self.line):
                     # Enough are being checked for those who wait; the others need not be troubled.
                     self.idle.append(claim)

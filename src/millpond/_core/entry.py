@@ -69,6 +69,7 @@ class Entry(Generic[C]):
     __slots__ = (
         "asked",
         "born",
+        "borrower",
         "conn",
         "descriptor",
         "doom",
@@ -108,6 +109,8 @@ class Entry(Generic[C]):
         """When the open, loan or reset began that it is in; when the last one did, if idle or checked."""
         self.site: tuple[int, CodeType, int] | None = None
         """Where it was borrowed, with the number of the loan that this tells about."""
+        self.borrower: tuple[int, Callable[[], object | None]] = (0, _nothing)
+        """The number of a loan that may outlive its borrower, and what returns that one, or None when it has gone."""
         self.expires = 0.0
         self.idle_since = now
         """Since when it has been idle at most, as far as is known: a return reads no clock."""

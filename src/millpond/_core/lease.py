@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import CodeType, TracebackType
-from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, NoReturn, Protocol, TypeVar
 
 from millpond._core.core import Core
 from millpond._core.entry import Claim, State
@@ -64,6 +64,9 @@ class Lease(_Base[C]):
 
         def __class_getitem__(cls, item: object) -> type:
             return cls
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a lease cannot be copied or pickled, for two would return the same connection: make another")
 
     def enter(self) -> C | None:
         """Borrow. Raises `Misuse` if it is entered already, and the first loan goes on."""

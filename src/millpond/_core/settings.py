@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import Final, Literal, Protocol, TypedDict
 
-__all__ = ["ALIASES", "Limit", "Options", "Settings", "meant_by"]
+__all__ = ["ALIASES", "Limit", "Options", "Settings", "expect_seconds", "meant_by"]
 
 
 class Options(TypedDict, total=False):
@@ -53,12 +53,20 @@ ALIASES: Final = {
 """By what other pools call it (asyncpg, httpx, psycopg_pool, redis-py, Prisma, SQLAlchemy): the setting."""
 
 
-def meant_by(name: str) -> str | None:
-    """Return the setting that is meant by a name: it is that, or mistyped, or as other pools call it."""
+def meant_by(name: str, likeness: float = 0.6) -> str | None:
+    """Return the setting that is meant by a name: it is that, or like it, or as other pools call it."""
     from difflib import get_close_matches
 
     known = Settings.__dataclass_fields__
-    return ALIASES.get(name) or next(iter(get_close_matches(name, known, 1)), None)
+    return ALIASES.get(name) or next(iter(get_close_matches(name, known, 1, likeness)), None)
+
+
+def expect_seconds(timeout: float) -> None:
+    """Raise TypeError or `ValueError` for a timeout that is no number of seconds. Less than 0 is as 0: it is over."""
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+        raise TypeError(f"timeout={timeout!r} must be a number of seconds (math.inf for no limit)")
+    if math.isnan(timeout):
+        raise ValueError(f"timeout={timeout!r} must be a number of seconds (math.inf for no limit)")
 
 
 LONGEST = 24 * 86400.0
@@ -79,7 +87,8 @@ class Settings:
     max_size: int = 10
     """How many connections may exist at once, those being opened or closed included."""
     timeout: float = 30.0
-    """How long a caller waits for a connection; 0 means that it does not wait."""
+    """How long a caller waits for a connection; 0 means that it does not wait, neither for others nor for a check: it
+    gets what is idle and shows no hang-up."""
     max_waiting: int | None = None
     """How many callers may wait for others to return a connection; None means any number. The next one gets `PoolFull`
     at once. Those for whom one can still be opened do not count."""

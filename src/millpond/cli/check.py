@@ -50,7 +50,7 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     try:
         client = _client(arguments.url)
-    except (InvalidURL, ImportError) as error:
+    except (ValueError, TypeError, ImportError) as error:
         print(f"millpond check: {error}", file=sys.stderr)
         return 2
     report = _Report(client.target)

@@ -1,4 +1,4 @@
-"""PostgreSQL's URLs: where one leads, and what is wrong with one that libpq or asyncpg cannot read.
+"""PostgreSQL's URLs: what is wrong with one that libpq or asyncpg cannot read.
 
 Their own words are not passed on, for they quote what they could not read, and that may be a password.
 """
@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import re
 from typing import Final
-from urllib.parse import unquote
 
-from millpond.connectors._url_text import pairs_of, place, shown_names
+from millpond.connectors._url_text import pairs_of, shown_names
 
-__all__ = ["FOREIGN", "NO_VALUE", "fault_of", "target_of"]
+__all__ = ["FOREIGN", "NO_VALUE", "fault_of"]
 
 FOREIGN: Final = {
     **dict.fromkeys(("schema", "currentSchema"), "say options=-csearch_path%3Dname"),
@@ -39,22 +38,6 @@ def fault_of(url: str) -> str | None:
         if "=" in value:
             return f"{part} has a second =, which is %3D in a value"
     return None
-
-
-def target_of(url: str) -> str:
-    """Return where a URL leads that has passed `expect_encoded`, for people."""
-    parts = _parts_of(url)
-    hosts = [re.fullmatch(r"(?:\[(.*)\]|([^:]*))(?::(.*))?", host) for host in parts["host"].split(",")]
-    names = ",".join(match[1] or match[2] for match in hosts if match)
-    ports = ",".join(match[3] or "" for match in hosts if match)
-    given = {unquote(name): unquote(value) for name, _, value in pairs_of(url)}
-    return place(
-        "postgresql",
-        user=unquote(parts["user"]) or given.get("user"),
-        host=unquote(names) or given.get("host"),
-        port=(ports.strip(",") and ports) or given.get("port"),
-        path=unquote(parts["database"]) or given.get("dbname") or given.get("database"),
-    )
 
 
 def _parts_of(url: str) -> dict[str, str]:

@@ -97,12 +97,17 @@ _SETTINGS = (
 
 # As libpq tells them from connection strings.
 _URLS = ("postgresql://", "postgres://")
-_NAME = re.compile(r"(\w+)\s*=\s*(?:'(?:[^'\\]|\\.)*'|(?:[^\s'\\]|\\.)*)", re.DOTALL)
-_ARGUMENTS = ("autocommit", "prepare_threshold", "reset")
+_PAIR = re.compile(r"(\w+)\s*=\s*('(?:[^'\\]|\\.)*'|(?:[^\s'\\]|\\.)*)", re.DOTALL)
+_PAIRS = re.compile(rf"\s*(?:{_PAIR.pattern}(?:\s+|$))*", re.DOTALL)
+_ARGUMENTS = (
+    *("autocommit", "connection_class", "context", "cursor_factory", "prepare_threshold", "reset", "row_factory"),
+)
+_SETTING = "; if it is a setting of the server, say options=-cname%3Dvalue"
 _FOREIGN = {
     **FOREIGN,
     "search_path": FOREIGN["schema"],
-    "pgbouncer": "leave it out, and give from_url(url, prepare_threshold=None) if PgBouncer is older than 1.21",
+    "pgbouncer": "leave it out; PgBouncer before 1.21 needs the argument prepare_threshold=None",
+    "database": "say dbname",
 }
 
 _DEFAULTS = {"autocommit": False, "prepare_threshold": 5}
@@ -222,15 +227,20 @@ def parsed(conninfo: str) -> ConnDict:
     # Libpq's own words quote what it could not read, and that may be the password.
     with contextlib.suppress(psycopg.ProgrammingError, UnicodeError):
         return conninfo_to_dict(conninfo)
+    fault = None
     if conninfo.startswith(_URLS):
-        fault, names = fault_of(conninfo), [unquote(name) for name, _, _ in pairs_of(conninfo)]
-    else:
-        fault, names = None, _NAME.findall(conninfo)
-    raise InvalidURL(
-        fault
-        or strange("libpq", names, _PARAMETERS, _ARGUMENTS, _FOREIGN)
-        or "conninfo is neither a PostgreSQL URL nor key=value pairs that libpq can read"
-    )
+        names = [unquote(name) for name, _, _ in pairs_of(conninfo)]
+        fault = fault_of(conninfo) or strange("libpq", names, _PARAMETERS, _ARGUMENTS, _FOREIGN, or_else=_SETTING)
+    elif _PAIRS.fullmatch(conninfo):
+        # Here nothing is percent-encoded.
+        said = {name: way.replace("%3D", "=") for name, way in _FOREIGN.items()}
+        hidden = "a parameter behind the password, which is quoted if it has a space: password='...'"
+        names = [name for name, _ in _PAIR.findall(conninfo)]
+        setting = _SETTING.replace("%3D", "=")
+        fault = strange("libpq", names, _PARAMETERS, _ARGUMENTS, said, hidden=hidden, or_else=setting)
+    elif "://" in conninfo:
+        fault = "libpq reads no such URL: expected postgresql://user:password@host:port/database, without a +driver"
+    raise InvalidURL(fault or "conninfo is neither a PostgreSQL URL nor key=value pairs that libpq can read")
 
 
 class Inspection(Generic[C]):

@@ -13,6 +13,7 @@ __all__ = [
     "InvalidURL",
     "expect_encoded",
     "expect_str",
+    "is_address",
     "pairs_of",
     "place",
     "printable",
@@ -21,7 +22,10 @@ __all__ = [
 ]
 
 SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*")
+HIDDEN: Final = "a parameter behind the password, in which & is %26"
+"""What is said instead of a name that may be a part of the password before it."""
 
+_ADDRESS: Final = re.compile(r"(?:\[[^\[\]]+\]|[^\[\]:]*)(?::0*(\d{0,5}))?", re.ASCII)
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _ENCODED: Final = (
     "expected scheme://user:password@host:port/database, with / ? # @ : [ ] percent-encoded in each, "
@@ -70,22 +74,22 @@ def expect_encoded(url: str) -> None:
         after = after.partition("?")[0]  # an @ in the query is no more than that, for no password can end there
     if authority.count("@") > 1 or set("[]") & set(userinfo) or "@" in after:
         raise InvalidURL(f"the user or the password is not percent-encoded, or an @ behind the host: {_ENCODED}")
-    if hosts.count("[") != hosts.count("]"):
-        raise InvalidURL(f"the host has [ or ] alone, or the password is not percent-encoded: {_ENCODED}")
-    if not all(_is_port(host.rpartition("]")[2]) for host in hosts.split(",")):
+    if not all(is_address(host) for host in hosts.split(",")):
         raise InvalidURL(
-            f"the port is no number up to 65535, or the password has no @ behind it, or is not encoded: {_ENCODED}"
+            "no host:port can be read (a port is a number up to 65535, an IPv6 address stands in [ ]), or the password "
+            f"has no @ behind it, or is not percent-encoded: {_ENCODED}"
         )
 
 
-def _is_port(host: str) -> bool:
-    port = host.rpartition(":")[2] if ":" in host else ""
-    return port == "" or (port.isascii() and port.isdigit() and len(port) < 10 and int(port) < 65536)
+def is_address(text: str) -> bool:
+    """Tell whether that is a host, a port behind a colon, both, or nothing."""
+    found = _ADDRESS.fullmatch(text)
+    return found is not None and int(found[1] or 0) < 65536
 
 
 def pairs_of(url: str) -> list[tuple[str, str, str]]:
     """Return the parameters of the query as they are written: the name, the = if there is one, the value."""
-    query = url.partition("#")[0].partition("?")[2]
+    query = url.partition("?")[2]
     return [pair.partition("=") for pair in query.split("&")] if query else []
 
 
@@ -95,33 +99,37 @@ def strange(
     known: Collection[str] | None,
     arguments: Collection[str] = (),
     elsewhere: Mapping[str, str] = MappingProxyType({}),
+    *,
+    hidden: str = HIDDEN,
+    or_else: str = "",
 ) -> str | None:
     """Return what is to be said of the first parameter that `reader` does not know; None if there is nothing.
 
     `arguments` are those that are given beside the URL, `elsewhere` says what to do instead of others. With None as
-    `known`, what is in neither may be known to somebody else.
+    `known`, what is in neither may be known to somebody else. `hidden` stands for a name that may be a part of the
+    password before it; `or_else` is added where there is nothing else to say.
     """
     from difflib import get_close_matches
 
-    for name, shown in shown_names(names):
+    for name, shown in shown_names(names, hidden):
         if name in (known or ()):
             continue
         if name in arguments:
-            return f"{name} is an argument beside the URL: from_url(url, {name}=...)"
+            return f"{name} is an argument of its own, and no part of the URL: {name}=..."
         if name in elsewhere:
             return f"{reader} knows no parameter {name!r}: {elsewhere[name]}"
         if known is not None:
-            meant = get_close_matches(name, known, 1) if name in shown else ()
-            return f"{reader} does not know {shown}" + "".join(f"; did you mean {match}?" for match in meant)
+            meant = get_close_matches(name, known, 1, 0.75) if shown != hidden else ()
+            return f"{reader} does not know {shown}" + (f"; did you mean {meant[0]}?" if meant else or_else)
     return None
 
 
-def shown_names(names: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Yield each name of a parameter, and how it is told: not if it may be a part of the password before it."""
-    hidden = False
+def shown_names(names: Iterable[str], hidden: str = HIDDEN) -> Iterator[tuple[str, str]]:
+    """Yield each name of a parameter, and how it is told: by `hidden` if it may be a part of the password before it."""
+    behind = False
     for name in names:
-        yield name, "a parameter behind the password, in which & is %26" if hidden else f"the parameter {name!r}"
-        hidden = hidden or "password" in name
+        yield name, hidden if behind else f"the parameter {name!r}"
+        behind = behind or "password" in name
 
 
 def printable(text: str) -> str:
@@ -130,11 +138,16 @@ def printable(text: str) -> str:
 
 
 def place(scheme: str, *, user: object = None, host: object = None, port: object = None, path: object = None) -> str:
-    """Write as a URL where connections lead; what is None is left out."""
-    host = "" if host is None else str(host)
-    if ":" in host and "," not in host:
-        host = f"[{host}]"
+    """Write as a URL where connections lead; what is None is left out.
+
+    There may be several hosts, with commas between them, and one port or as many.
+    """
+    hosts = [f"[{one}]" if ":" in one else one for one in str("" if host is None else host).split(",")]
+    ports = str("" if port is None else port).split(",")
+    if len(ports) < len(hosts):
+        ports = ports[:1] * len(hosts)
+    where = ",".join(
+        quote(one, safe="[]:") + (number and f":{number}") for one, number in zip(hosts, ports, strict=False)
+    )
     authority = "" if user is None else f"{quote(str(user), safe='')}@"
-    authority += quote(host, safe="[]:,")
-    authority += "" if port is None else f":{port}"
-    return f"{scheme}://{authority}" + ("" if path is None else f"/{quote(str(path))}")
+    return f"{scheme}://{authority}{where}" + ("" if path is None else f"/{quote(str(path))}")

@@ -149,6 +149,7 @@ class Aiosqlite:
     call that has not begun when it is cancelled, or when its loan ends, never does.
     """
 
+    asyncio_only = True
     provable = True
 
     def __init__(

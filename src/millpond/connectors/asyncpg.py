@@ -16,17 +16,18 @@ import gc
 import inspect
 import re
 from asyncio import isfuture
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from typing import Any, Literal
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, unquote_plus, urlsplit
 from weakref import WeakKeyDictionary
 
 from millpond import _watcher
 from millpond._extras import extra
 from millpond.connector import Condition
 from millpond.connectors._client_state import ClientState
-from millpond.connectors._postgresql_url import FOREIGN, NO_VALUE, target_of
-from millpond.connectors._url_text import InvalidURL, expect_encoded, pairs_of, place, strange
+from millpond.connectors._postgresql_url import FOREIGN, NO_VALUE
+from millpond.connectors._url_text import InvalidURL, expect_encoded, is_address, pairs_of, place, strange
 from millpond.connectors.factory import cut_number
 
 with extra("asyncpg"):
@@ -47,15 +48,15 @@ _AT_ODDS = (
     asyncpg.ProtocolViolationError,
     asyncpg.InternalClientError,
 )
-_HOST = re.compile(r"\[[^\]]+\]|[^\[]")
+_ADDRESS = re.compile(r"(?:\[(.*)\]|(/.*|[^:]*))(?::(.*))?")
 # What stands in a URL goes to the server as a setting, if asyncpg does not know it; these are arguments of `connect`.
 _ARGUMENTS = inspect.signature(asyncpg.connect).parameters.keys() - {
     *("dsn", "host", "port", "user", "password", "passfile", "database", "service", "target_session_attrs"),
     *("krbsrvname", "gsslib", "ssl"),
-}
+} | {"reset"}
 _FOREIGN = {
     **FOREIGN,
-    "pgbouncer": "leave it out, and give from_url(url, statement_cache_size=0) if PgBouncer is older than 1.21",
+    "pgbouncer": "leave it out; PgBouncer before 1.21 needs the argument statement_cache_size=0",
 }
 
 
@@ -77,6 +78,7 @@ class Asyncpg:
     Cursors, prepared statements and transactions that outlive their loan raise `asyncpg.InterfaceError` when used.
     """
 
+    asyncio_only = True
     provable = True
 
     def __init__(
@@ -96,13 +98,9 @@ class Asyncpg:
         self._state = ClientState("_log_listeners", "_query_loggers", "_termination_listeners")
         self._descriptors: WeakKeyDictionary[asyncpg.Connection, _watcher.Descriptor] = WeakKeyDictionary()
         self.target: str
-        if dsn is not None and not callable(dsn):
+        if dsn and not callable(dsn):
             _expect_readable(dsn)
-            self.target = target_of(dsn)
-        else:
-            known = {name: value for name, value in kwargs.items() if not callable(value)}
-            user, host, port, database = (known.get(name) for name in ("user", "host", "port", "database"))
-            self.target = place("postgresql", user=user, host=host, port=port, path=database)
+        self.target = _target_of(dsn if isinstance(dsn, str) else "", kwargs)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.target}>"
@@ -115,7 +113,8 @@ class Asyncpg:
                 if callable(value) and not isinstance(value, type):  # connection_class and record_class are types
                     value = value()
                 arguments[name] = await value if inspect.isawaitable(value) else value
-            if self._arguments["dsn"] is not None:
+            # One that is called anew may give nothing by mistake, and then asyncpg would go to this machine.
+            if arguments["dsn"] or (callable(self._arguments["dsn"]) and "host" not in arguments):
                 _expect_readable(arguments["dsn"])
             arguments["timeout"] = timeout
             conn: asyncpg.Connection = await asyncpg.connect(**arguments)
@@ -224,24 +223,54 @@ class Asyncpg:
 def _expect_readable(dsn: str) -> None:
     """Raise `InvalidURL`, which says why, for what asyncpg could not read; its own words may quote a password."""
     expect_encoded(dsn)
-    if not dsn.startswith(("postgresql://", "postgres://")):
+    if not dsn.lower().startswith(("postgresql://", "postgres://")):
         raise InvalidURL("asyncpg's dsn is a URL: expected postgresql://user:password@host:port/database")
-    pairs = pairs_of(dsn)
-    fault = strange("asyncpg", [unquote(name) for name, _, _ in pairs], None, _ARGUMENTS, _FOREIGN)
-    if not all(equals for _, equals, _ in pairs):
-        fault = fault or NO_VALUE
-    for name, _, value in pairs:
-        if name == "port" and not all(port.isascii() and port.isdigit() for port in unquote(value).split(",")):
-            fault = fault or "the parameter 'port' is no number, nor several with commas between them"
-    hosts = [unquote(value) for name, _, value in pairs if name == "host" and value]
-    try:
-        hosts.append(urlsplit(dsn).netloc.rpartition("@")[2])
-    except ValueError:
-        fault = fault or "the host cannot be read: percent-encode what is no letter of ASCII"
-    if any(host and not all(_HOST.match(one) for one in host.split(",")) for host in hosts):
-        fault = fault or "a host is missing beside a comma, or within [ ]"
+    pairs = [(unquote_plus(name), equals, value) for name, equals, value in pairs_of(dsn.partition("#")[0])]
+    fault = strange("asyncpg", [name for name, _, _ in pairs], None, _ARGUMENTS, _FOREIGN)
+    if fault is None and not all(equals for _, equals, _ in pairs):
+        fault = NO_VALUE
+    given = {name: unquote_plus(value) for name, _, value in pairs if value}
+    hosts = given.get("host", "")
+    if fault is None:
+        fault = "an address in [ ] is none of IPv6, or what is no letter of ASCII is not percent-encoded"
+        with suppress(ValueError):  # its text quotes what it could not read
+            hosts = urlsplit(dsn).netloc.rpartition("@")[2] or hosts
+            fault = None
+    if fault is None and hosts and not all(one and (one[0] == "/" or is_address(one)) for one in hosts.split(",")):
+        fault = "a host is missing beside a comma, or no host:port can be read in the parameter 'host'"
+    if fault is None and not all(re.fullmatch(r"\s*\+?\d*\s*", port) for port in given.get("port", "").split(",")):
+        fault = "the parameter 'port' is no number, nor several with commas between them"
     if fault:
         raise InvalidURL(fault)
+
+
+def _target_of(dsn: str, arguments: Mapping[str, object]) -> str:
+    """Return where asyncpg would go: what an argument says comes first, then what stands before the query."""
+    parts = urlsplit(dsn)
+    said = {name: values[-1] for name, values in parse_qs(parts.query).items()}
+    userinfo, _, before = parts.netloc.rpartition("@")
+    given = {name: value for name, value in arguments.items() if not callable(value)}
+    hosts, ports = given.get("host"), given.get("port")
+    if not hosts:
+        found = [_ADDRESS.fullmatch(host) for host in (unquote(before) or said.get("host", "")).split(",")]
+        hosts = [match[1] or match[2] for match in found if match]
+        ports = ports or [match[3] or "" for match in found if match]
+        if not before and "port" in said:
+            ports = given.get("port") or said["port"]
+    database = unquote(parts.path[1:]) if parts.path else said.get("dbname") or said.get("database")
+    return place(
+        "postgresql",
+        user=given.get("user") or unquote(userinfo.partition(":")[0]) or said.get("user"),
+        host=_listed(hosts),
+        port=_listed(ports),
+        path=given.get("database") or database or None,
+    )
+
+
+def _listed(values: object) -> str | None:
+    """Write one value, or several, as libpq lists them; None if there is nothing in it."""
+    text = ",".join(map(str, values)) if isinstance(values, (list, tuple)) else str(values or "")
+    return text if text.strip(",") else None
 
 
 def _awaited(protocol: object) -> list[asyncio.Future[object]]:

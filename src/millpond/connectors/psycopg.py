@@ -199,6 +199,8 @@ class AsyncPsycopg(Inspection["psycopg.AsyncConnection[R]"], Generic[R]):
     drained by psycopg; one during `open`, `ping` or `reset` is passed on at once and leaves it broken.
     """
 
+    asyncio_only = True
+
     @overload
     def __init__(
         self: AsyncPsycopg[TupleRow],

@@ -17,12 +17,12 @@ import ssl
 from collections.abc import Callable, Mapping
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote_plus, urlsplit
 
 from millpond import _watcher
 from millpond._extras import extra
 from millpond.connector import Condition
-from millpond.connectors._url_text import InvalidURL, expect_encoded, pairs_of, place, strange
+from millpond.connectors._url_text import InvalidURL, expect_encoded, pairs_of, place, shown_names, strange
 
 with extra("redis"):
     import redis
@@ -43,7 +43,7 @@ from millpond.connectors._tally import stray, tallied
 if TYPE_CHECKING:
     from redis.auth.token import TokenInterface
 
-__all__ = ["AsyncRedis", "Redis", "decline_maintenance", "options_of", "target_of"]
+__all__ = ["AsyncRedis", "Redis", "decline_maintenance", "expect_makeable", "options_of", "target_of"]
 
 C = TypeVar("C", bound="Connection | AsyncConnection")
 
@@ -58,7 +58,13 @@ _PASSING: Final = (
 )
 """The words of a server that will think better of it."""
 
-_FOREIGN: Final = {"ssl": "rediss:// is TLS", "tls": "rediss:// is TLS"}
+_OBJECTS: Final = frozenset({"connection_class", "credential_provider", "driver_info", "parser_class", "retry"})
+"""What redis-py is given as objects, which no URL has."""
+_FOREIGN: Final = {
+    "ssl": "rediss:// is TLS",
+    "tls": "rediss:// is TLS",
+    **dict.fromkeys(_OBJECTS, "it is an object, and an argument of its own"),
+}
 """What other programs write in such a URL, and what to write instead."""
 
 
@@ -111,8 +117,27 @@ def options_of(url: str, parse: Callable[[str], Mapping[str, Any]]) -> dict[str,
 def _strange(url: str, connection_class: object) -> str | None:
     """Return what is to be said of a parameter of a URL that connections of this class do not know."""
     made_by = [vars(one).get("__init__") for one in getattr(connection_class, "__mro__", ())]
-    known = {name for init in made_by if init for name in inspect.signature(init).parameters}
-    return strange("redis-py", [unquote(name) for name, _, _ in pairs_of(url)], known, (), _FOREIGN)
+    parameters = [each for init in made_by if init for each in inspect.signature(init).parameters.values()]
+    known = {each.name for each in parameters if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)} - {"self"}
+    return strange("redis-py", _names_in(url), known - _OBJECTS, (), _FOREIGN)
+
+
+def _names_in(url: str) -> list[str]:
+    return [unquote_plus(name) for name, _, _ in pairs_of(url.partition("#")[0])]
+
+
+def expect_makeable(url: str, made: Callable[..., object], options: Mapping[str, Any]) -> None:
+    """Raise `InvalidURL` if no connection can be made of what a URL says, which names the parameter."""
+    names = _names_in(url)
+    try:
+        if not _OBJECTS.intersection(names):
+            made(**options)
+            return
+    except (AttributeError, TypeError, ValueError, redis.RedisError) as error:
+        if not names or (isinstance(error, TypeError) and not any(f"'{name}'" in str(error) for name in names)):
+            raise
+    shown = ", ".join(shown for _, shown in shown_names(names))
+    raise InvalidURL(_strange(url, made) or f"redis-py makes no connection of what the URL's query says: {shown}")
 
 
 class _Inspection(Generic[C]):
@@ -143,18 +168,9 @@ class _Inspection(Generic[C]):
         made = options.pop("connection_class", given.pop("connection_class", connection_class))
         options = {**options, **given}
         decline_maintenance(options.pop("maint_notifications_config", None))
+        expect_makeable(source, made, options)
         self._make = lambda: made(**options)
         self.target = target or target_of(made, options)
-        try:
-            self._make()
-        except TypeError as error:
-            if not any(f"'{name}'" in str(error) for name in given):
-                raise
-        else:
-            return
-        raise InvalidURL(
-            _strange(source, made) or "the URL's query has a parameter that redis-py's connections decline"
-        )
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.target}>"
@@ -294,6 +310,8 @@ class AsyncRedis(_Inspection[AsyncConnection]):
 
     As `Redis`, with the keyword arguments of `redis.asyncio.Connection`.
     """
+
+    asyncio_only = True
 
     def __init__(
         self, source: str | Callable[[], AsyncConnection], *, target: str | None = None, **options: object

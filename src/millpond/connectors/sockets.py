@@ -86,7 +86,10 @@ class Socket:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             if self._context is not None:
                 sock.settimeout(max(0.001, end - monotonic()))
-                sock = self._context.wrap_socket(sock, server_hostname=self._server_hostname)
+                sock = self._context.wrap_socket(
+                    sock, server_hostname=self._server_hostname, do_handshake_on_connect=False
+                )
+                sock.do_handshake()
             sock.settimeout(self._socket_timeout)
             self._state.note(sock)
         except BaseException:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pwd
-import select
 import subprocess
 import sys
 import threading
@@ -14,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from signal import Signals
 
+from millpond._watcher import READABLE, look_at
 from millpond.testing import _keeping
 
 __all__ = ["Keeper", "ServerError", "unprivileged"]
@@ -135,9 +135,7 @@ class Keeper:
         """Take in the events that have come, waiting up to `timeout` seconds for the first."""
         if self._program.returncode is not None:
             return
-        poll = select.poll()
-        poll.register(self._events, select.POLLIN)
-        if not poll.poll(timeout * 1000):
+        if not look_at(self._events, READABLE)(timeout * 1000):
             return
         read = os.read(self._events, 65536)
         if not read:

@@ -1,15 +1,17 @@
 """The program that speaks TLS for a PostgreSQL that was built without: it takes the request for it, and carries on.
 
-    python _tls.py PORT PORT_OF_POSTGRES CERTIFICATE
+    python _tls.py PORT PORT_OF_POSTGRES CERTIFICATE [USER GROUP]
 
 It is a process of its own so that the one under test has no thread and no socket of it. On SIGTERM it takes no more
-connections, and ends with the last.
+connections, and ends with the last. It becomes that user when it has read the certificate, and not before: root's
+Python may be out of his reach.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import ssl
 import struct
@@ -65,9 +67,13 @@ async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None
         part(sink)
 
 
-async def main(port: int, target: int, certificate: str) -> None:
+async def main(port: int, target: int, certificate: str, user: int | None = None, group: int = 0) -> None:
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     tls.load_cert_chain(certificate)
+    if user is not None:
+        os.setgroups([])
+        os.setgid(group)
+        os.setuid(user)
     told = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, told.set)
     carried: set[asyncio.Task[None]] = set()
@@ -85,4 +91,4 @@ async def main(port: int, target: int, certificate: str) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]))
+    asyncio.run(main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], *map(int, sys.argv[4:])))

@@ -325,7 +325,8 @@ class _TlsFront(Server):
     def _command(self, directory: Path) -> list[str | Path]:
         certificate = directory / "server.pem"
         ports = [str(self.port), str(self._behind())]
-        return [sys.executable, "-I", "-S", _tls.__file__, *ports, certificate]
+        user = [str(number) for number in unprivileged() or ()]
+        return [sys.executable, "-I", "-S", _tls.__file__, *ports, certificate, *user]
 
     def _ready(self, pid: int) -> bool:
         try:
