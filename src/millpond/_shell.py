@@ -786,6 +786,10 @@ class Shell(ABC, Generic[C]):
         error.stats = stats
         return error
 
+    def _is_own(self, entry: Entry[C]) -> bool:
+        """Whether it is on loan to a `with` block that the caller is in: it cannot come back while the caller waits."""
+        return entry.owner == self._core.whoami() and entry.key not in self._held
+
     def _tell_unreturned(self) -> None:
         for record in self._records():
             log.warning("pool %r was closed while a connection is still on loan: %s", self._settings.name, record)

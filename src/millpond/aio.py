@@ -12,7 +12,7 @@ from contextlib import suppress
 from itertools import count
 from time import monotonic
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Final, Self, Unpack
 
 from millpond import events
 from millpond._extras import extra
@@ -36,7 +36,15 @@ from millpond.records import LeaseRecord
 
 __all__ = ["AsyncPool", "TaskLease"]
 
-C = TypeVar("C")
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
+    # Whoever does not say what is lent need not: `pool = Pool.from_url(...)`.
+    C = TypeVar("C", default=Any)
+else:
+    from typing import TypeVar
+
+    C = TypeVar("C")
 
 TENDERS: Final = 64
 """How many tasks of a pool may check, reset and close at once."""
@@ -438,8 +446,9 @@ class AsyncPool(Shell[C]):
     async def close(self, timeout: float = 5.0) -> None:
         """Close the pool: callers in line get `PoolClosed` at once, idle connections are closed, loans may end.
 
-        Waits up to `timeout` seconds for the loans. Connections still on loan then are named in a warning to the log,
-        and closed when they come back. Closing twice is closing once.
+        Waits up to `timeout` seconds for the loans, unless all are to `with` blocks that the caller itself is in.
+        Connections still on loan then are named in a warning to the log, and closed when they come back. Closing twice
+        is closing once.
         """
         expect_seconds(timeout)
         if self._core.closing and not self._core.entries:
@@ -452,7 +461,8 @@ class AsyncPool(Shell[C]):
         self._close_down()
         if not self._core.entries:
             return
-        waiter = self._waiter(timeout)
+        lent = self._lent()
+        waiter = self._waiter(0.0 if lent and all(map(self._is_own, lent)) else timeout)
         await self._await_all(self._core.drain, waiter)
         if not waiter.done:
             self._tell_unreturned()

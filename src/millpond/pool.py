@@ -15,7 +15,7 @@ from random import random
 from threading import get_ident
 from time import monotonic, sleep
 from types import CodeType, TracebackType
-from typing import TYPE_CHECKING, Final, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Final, Self, Unpack
 
 from millpond import events
 from millpond._bell import ThreadBell
@@ -33,7 +33,15 @@ from millpond.records import LeaseRecord
 
 __all__ = ["Pool", "ThreadLease"]
 
-C = TypeVar("C")
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
+    # Whoever does not say what is lent need not: `pool = Pool.from_url(...)`.
+    C = TypeVar("C", default=Any)
+else:
+    from typing import TypeVar
+
+    C = TypeVar("C")
 
 LINGER: Final = 5.0
 """Seconds that a worker without work stays, and the keeper of a pool without connections."""
@@ -591,13 +599,15 @@ class Pool(Shell[C]):
     def close(self, timeout: float = 5.0) -> None:
         """Close the pool: callers in line get `PoolClosed` at once, idle connections are closed, loans may end.
 
-        Waits up to `timeout` seconds for the loans. Connections still on loan then are named in a warning to the log,
-        and closed when they come back. Closing twice is closing once.
+        Waits up to `timeout` seconds for the loans, unless all are to `with` blocks that the caller itself is in.
+        Connections still on loan then are named in a warning to the log, and closed when they come back. Closing twice
+        is closing once.
         """
         expect_seconds(timeout)
         self._close_down()
         deadline = monotonic() + timeout
-        waiter: _ThreadWaiter[C] = self._waiter(timeout)
+        lent = self._lent()
+        waiter: _ThreadWaiter[C] = self._waiter(0.0 if lent and all(map(self._is_own, lent)) else timeout)
         self._await_all(self._core.drain, waiter)
         if waiter.done:
             for crew in (self._openers, self._tenders):

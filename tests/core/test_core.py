@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import math
 from collections import deque
@@ -59,6 +60,24 @@ def test_nobody_overtakes_a_waiter() -> None:
     assert bench.lease().enter() is None
     assert first.claim is claim
     assert [waiter.name for waiter in bench.core.line] == ["lease"]  # type: ignore[attr-defined]
+
+
+def test_who_does_not_wait_gets_what_is_only_idle_for_long_and_not_what_is_doubted() -> None:
+    bench = Bench(max_size=2, check_after=5.0)
+    bench.stock(2)
+    bench.tick(60.0)
+    caller = bench.enrol("hasty", timeout=0.0)
+    assert caller.claim is not None
+    assert not bench.core.chores, "it was to be asked"
+    bench.give(caller.claim)
+    bench.core.suspect(bench.now)
+    assert bench.enrol("hasty", timeout=0.0).refusal is Refusal.TIMEOUT
+    assert bench.core.chores, "one is to be asked, for who comes later"
+
+
+def test_a_lease_is_not_copied() -> None:
+    with pytest.raises(TypeError, match="a lease cannot be copied or pickled"):
+        copy.copy(Bench().lease())
 
 
 def test_a_connection_is_never_handed_to_a_caller_whose_deadline_has_passed() -> None:

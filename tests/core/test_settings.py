@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from millpond import Settings
-from millpond._core.settings import ALIASES, Options
+from millpond._core.settings import ALIASES, Options, expect_seconds
 
 
 @pytest.mark.parametrize(
@@ -86,6 +86,19 @@ def test_an_unknown_setting_is_refused_with_the_one_that_may_be_meant(name: str,
 def test_what_other_pools_call_a_setting_is_a_setting() -> None:
     assert set(ALIASES.values()) <= {field.name for field in fields(Settings)}
     assert not set(ALIASES) & {field.name for field in fields(Settings)}
+
+
+@pytest.mark.parametrize("seconds", [0, 5, -1, 0.5, math.inf, -math.inf])
+def test_any_number_of_seconds_is_a_timeout(seconds: float) -> None:
+    expect_seconds(seconds)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "kind"), [("5", TypeError), (None, TypeError), (True, TypeError), (math.nan, ValueError)]
+)
+def test_what_is_no_number_of_seconds_is_no_timeout(wrong: Any, kind: type[Exception]) -> None:
+    with pytest.raises(kind, match=rf"^timeout={wrong!r} must be a number of seconds \(math.inf for no limit\)$"):
+        expect_seconds(wrong)
 
 
 def test_connectors_are_told_a_limit_that_every_driver_can_take() -> None:

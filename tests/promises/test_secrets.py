@@ -209,12 +209,12 @@ def test_a_password_that_cannot_be_encoded_is_not_in_the_error(kind: str, caplog
     caplog.set_level(logging.DEBUG)
     with Valkey() as server:
         secret = f"{WORD}\udce9"
-        connector: Any = {
+        kinds: dict[str, Callable[[], Any]] = {
             "psycopg": lambda: Psycopg(host="127.0.0.1", port=1, user="app", password=secret),
             "psycopg-callable": lambda: Psycopg(host="127.0.0.1", port=1, user="app", password=lambda: secret),
             "redis": lambda: Redis(server.url, password=secret),
-        }[kind]()
-        with Pool[Any](connector) as pool:
+        }
+        with Pool[Any](kinds[kind]()) as pool:
             with pytest.raises(ConnectFailed) as failure:
                 pool.acquire(timeout=5)
             told = said_by(pool)
