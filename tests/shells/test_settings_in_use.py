@@ -81,7 +81,6 @@ async def test_who_closes_the_pool_within_its_own_loan_does_not_wait_for_itself(
 
     took = await in_thread(within_thread) if way == "threads" else await within()
     assert (took >= 0.5) is held, "what was acquired, another thread may return"
-    assert pool.stats().size == 0 or way != "threads"
 
 
 async def test_a_keyed_pool_refuses_a_timeout_before_it_closes(way: str) -> None:

@@ -246,6 +246,14 @@ def test_the_log_shows_connections_come_and_go(own: Postgres) -> None:
     assert "connection authorized: user=app database=app" in own.log()
 
 
+@as_root
+def test_what_speaks_tls_for_roots_server_runs_as_nobody() -> None:
+    with Postgres(tls=True) as server:
+        psycopg.connect(server.url).close()
+        assert server._front is not None
+        assert Path(f"/proc/{server._front.pid}").stat().st_uid == pwd.getpwnam("nobody").pw_uid
+
+
 def test_with_tls_a_client_verifies_the_server_and_is_told_of_a_stop() -> None:
     pytest.importorskip("trustme")
     with Postgres(tls=True) as server:
