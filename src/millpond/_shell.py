@@ -483,6 +483,8 @@ class Shell(ABC, Generic[C]):
         # What is on loan goes with its last reference: nobody is to hold it who hears of hang-ups for the pool.
         for entry in list(self._core.entries):
             self._unwatch(entry)
+        # As a program ends, somebody's finaliser may come after this one, and would wait for nobody.
+        self._core.closing = True
 
     def _put_in_line(self, waiter: Waiter[C]) -> None:
         """Put a caller in line, unless it is served at once or refused."""
@@ -834,6 +836,8 @@ def pools() -> list[Shell[Any]]:
 
 def _why_not(timeout: float, stats: Stats) -> tuple[str, str]:
     """Say why somebody got nothing whom neither the server nor those who have connections kept from it, and a hint."""
+    if sys.is_finalizing():
+        return "the program ends, and nobody opens connections any more", "borrow in what `atexit` calls, not later"
     if timeout > 0:
         return "others were served first", "raise timeout or max_size"
     if stats.checking:

@@ -658,7 +658,8 @@ class Pool(Shell[C]):
         raise self._refusal_of(waiter)
 
     def _sit_out(self, waiter: _ThreadWaiter[C]) -> None:
-        self._sleep(waiter)
+        if not sys.is_finalizing():  # when no other thread gets a turn
+            self._sleep(waiter)
         if not waiter.done:
             # Nothing changes for one who has been served in the nick of time.
             self._step(self._core.expire, waiter)
@@ -712,6 +713,8 @@ class Pool(Shell[C]):
 
     def _kick(self) -> None:
         core = self._core
+        if sys.is_finalizing():
+            return
         if not self._kept:
             # By way of a bare thread, since this is a caller's: an exception that strikes it while it is inside of
             # `Thread.start` would leave the books of `threading` in disorder.

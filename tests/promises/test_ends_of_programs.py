@@ -48,6 +48,39 @@ def test_no_worker_outlives_the_interpreter_and_what_runs_at_its_end_is_served()
     assert opened in ("1j", "RuntimeError")
 
 
+LATEST = """
+    import time
+    from millpond import Pool, PoolError
+
+    class Finalised:
+        def __init__(self, pool):
+            self.pool = pool
+
+        def __del__(self):
+            began = time.monotonic()
+            try:
+                with (self.pool or shared).connection():
+                    print("served")
+            except PoolError as error:
+                print(type(error).__name__, time.monotonic() - began < 2, str(error).splitlines()[0])
+
+    shared = Pool(lambda: complex(0, 1), timeout=10)
+    with shared.connection():
+        pass
+    of_a_shared_one = Finalised(None)
+    of_its_own = Finalised(Pool(lambda: complex(0, 1), timeout=10))
+"""
+
+
+def test_a_finaliser_that_borrows_when_the_program_has_ended_does_not_wait() -> None:
+    """Nobody runs any more who could open a connection, or return one."""
+    said = run_program(LATEST).splitlines()  # in the order in which the interpreter takes things apart
+    over = "lent no connection within 10.0 s: the program ends, and nobody opens connections any more"
+    assert len(said) == 2
+    assert f"PoolTimeout True pool 'pool' {over}" in said
+    assert {"served", "PoolClosed True pool 'pool' is closed", f"PoolTimeout True pool 'pool' {over}"} >= set(said)
+
+
 OPENING = """
     import atexit, socket, time
 
