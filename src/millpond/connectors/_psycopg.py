@@ -99,9 +99,15 @@ _SETTINGS = (
 _URLS = ("postgresql://", "postgres://")
 _PAIR = re.compile(r"(\w+)\s*=\s*('(?:[^'\\]|\\.)*'|(?:[^\s'\\]|\\.)*)", re.DOTALL)
 _PAIRS = re.compile(rf"\s*(?:{_PAIR.pattern}(?:\s+|$))*", re.DOTALL)
-_ARGUMENTS = (
-    *("autocommit", "connection_class", "context", "cursor_factory", "prepare_threshold", "reset", "row_factory"),
-)
+_ARGUMENTS = {
+    "autocommit",
+    "connection_class",
+    "context",
+    "cursor_factory",
+    "prepare_threshold",
+    "reset",
+    "row_factory",
+}
 _SETTING = "; if it is a setting of the server, say options=-cname%3Dvalue"
 _FOREIGN = {
     **FOREIGN,
@@ -224,7 +230,7 @@ _WITH_CONNECT = ("psycopg.connection", "psycopg.connection_async")
 def parsed(conninfo: str) -> ConnDict:
     """Return what a URL or a connection string says; raises `InvalidURL`, which tells what libpq cannot read of it."""
     expect_encoded(conninfo)
-    # Libpq's own words quote what it could not read, and that may be the password.
+    # libpq's own words quote what it could not read, and that may be the password.
     with contextlib.suppress(psycopg.ProgrammingError, UnicodeError):
         return conninfo_to_dict(conninfo)
     fault = None

@@ -199,16 +199,7 @@ _ELSEWHERE = {
 """By product: what is written elsewhere, and what to write here."""
 
 _SQL = (
-    "mysql",
-    "mysql2",
-    "mariadb",
-    "oracle",
-    "mssql",
-    "sqlserver",
-    "db2",
-    "ibm_db_sa",
-    "snowflake",
-    "clickhouse",
+    *("mysql", "mysql2", "mariadb", "oracle", "mssql", "sqlserver", "db2", "ibm_db_sa", "snowflake", "clickhouse"),
     "duckdb",
 )
 
