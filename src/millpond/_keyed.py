@@ -25,14 +25,15 @@ FEW: Final = 8
 """So many unused pools may be kept before it is worth looking for them."""
 
 
-_SECRETIVE: Final = re.compile(r"://|:.*@|passw|pwd|secret|token", re.IGNORECASE | re.DOTALL)
+_SECRETIVE: Final = re.compile(r":.*@|passw|pass\w*\s*=|pwd|secret", re.IGNORECASE | re.DOTALL)
 
 
 def named(options: Options, key: object, source: object) -> Options:
     """Return the options with a name for the pool of a key: for a key that may hold a password, where it leads."""
     shown = str(key)
     if _SECRETIVE.search(shown):
-        shown = str(getattr(source, "target", type(key).__name__))
+        # A number that is the key's for as long as the process lasts, and tells nothing of it.
+        shown = str(getattr(source, "target", f"{type(key).__name__} {hash(key) & 0xFFFFFFFF:08x}"))
     return {**options, "name": f"{Settings.of(options).name}[{shown}]"}
 
 
@@ -89,7 +90,7 @@ class Keyed(Generic[K, P]):
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
-            f"a {type(self).__name__} cannot be copied or pickled, for two would have the same connections: "
+            f"this {type(self).__name__} cannot be copied or pickled, for two would have the same connections: "
             "hand it on as it is within a process, and make one in each process"
         )
 

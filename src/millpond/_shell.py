@@ -100,12 +100,13 @@ class Shell(ABC, Generic[C]):
         if isinstance(source, str):
             raise TypeError(f"{name}() takes a connector or a callable; for a URL, use {name}.from_url()")
         way = source if callable(source) else getattr(source, "open", None)
-        if not (callable(source) or all(hasattr(source, member) for member in CONNECTOR)):
+        is_connector = all(hasattr(source, member) for member in CONNECTOR)
+        if not (callable(source) or is_connector):
             raise TypeError(
                 f"{name}() takes a connector, or a callable that returns a new connection; "
                 f"{type(source).__qualname__} is neither"
             )
-        if hasattr(type(source), "cursor") and hasattr(type(source), "commit"):
+        if not is_connector and hasattr(type(source), "cursor") and hasattr(type(source), "commit"):
             made = type(source).__qualname__
             raise TypeError(f"{name}() takes a callable that returns a new connection, and this {made} is a connection")
         if iscoroutinefunction(way) and not tasks:
@@ -486,12 +487,18 @@ class Shell(ABC, Generic[C]):
         # As a program ends, somebody's finaliser may come after this one, and would wait for nobody.
         self._core.closing = True
 
+    def _looks_alive(self, conn: C) -> bool:
+        try:
+            return self._inspector.alive(conn)
+        except Exception:
+            return False
+
     def _put_in_line(self, waiter: Waiter[C]) -> None:
         """Put a caller in line, unless it is served at once or refused."""
         self._step(self._core.enrol, waiter)
         while (claim := waiter.claim) is not None and waiter.deadline <= waiter.since:
             # It does not wait, so nobody was asked whether it lives. What shows without asking is looked at.
-            if self._inspector.alive(claim.entry.conn):
+            if self._looks_alive(claim.entry.conn):
                 break
             waiter.claim, waiter.done = None, False
             claim.entry.uses -= 1
@@ -788,29 +795,35 @@ class Shell(ABC, Generic[C]):
         error.stats = stats
         return error
 
-    def _is_own(self, entry: Entry[C]) -> bool:
-        """Whether it is on loan to a `with` block that the caller is in: it cannot come back while the caller waits."""
-        return entry.owner == self._core.whoami() and entry.key not in self._held
-
     def _tell_unreturned(self) -> None:
         for record in self._records():
             log.warning("pool %r was closed while a connection is still on loan: %s", self._settings.name, record)
 
     def _resize(self, min_size: int | None, max_size: int | None) -> None:
         """Change the sizes, or raise `ValueError`."""
-        while True:
-            former, share = self._settings, self._core.share
-            settings = replace(
-                former,
-                min_size=former.min_size if min_size is None else min_size,
-                max_size=former.max_size if max_size is None else max_size,
-            )
-            if share is not None:
-                cast("Budget", settings.budget)._guarantee(share, settings.min_size)
-            # Another thread may have resized meanwhile, whose size is not to be lost.
-            if self._step(self._exchange, former, settings):
-                break
+        # Another thread may resize meanwhile, whose size is not to be lost.
+        while not self._resize_once(min_size, max_size):
+            pass
+        settings = self._settings
         self._tell(events.PoolResized, min_size=settings.min_size, max_size=settings.max_size)
+
+    def _resize_once(self, min_size: int | None, max_size: int | None) -> bool:
+        former, share = self._settings, self._core.share
+        settings = replace(
+            former,
+            min_size=former.min_size if min_size is None else min_size,
+            max_size=former.max_size if max_size is None else max_size,
+        )
+        if share is None:
+            return self._step(self._exchange, former, settings)
+        budget, done = cast("Budget", settings.budget), False
+        budget._guarantee(share, settings.min_size)
+        try:
+            done = self._step(self._exchange, former, settings)
+        finally:
+            if not done:
+                budget._guarantee(share, self._settings.min_size)
+        return done
 
     def _exchange(self, former: Settings, settings: Settings, now: float) -> bool:
         if self._settings is not former:
@@ -821,7 +834,7 @@ class Shell(ABC, Generic[C]):
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
-            f"a {type(self).__name__} cannot be copied or pickled, for two would have the same connections: "
+            f"this {type(self).__name__} cannot be copied or pickled, for two would have the same connections: "
             "hand it on as it is within a process, and make one in each process"
         )
 
@@ -925,16 +938,28 @@ def _bare(error: BaseException | None) -> BaseException | None:
 
 def _without_text(error: BaseException) -> BaseException:
     """Return an error without what could not be encoded: a `UnicodeError` keeps the whole of it, as a password."""
-    kinds = (UnicodeEncodeError, UnicodeDecodeError)
-    if isinstance(error, kinds):
-        return ValueError(f"a name or a password cannot be encoded or decoded, {error.encoding}: {error.reason}")
-    seen = error
-    while (former := seen.__cause__ or seen.__context__) is not None:
-        if isinstance(former, kinds):
-            seen.__cause__ = seen.__context__ = None
-            break
-        seen = former
+    if isinstance(error, _WITH_TEXT):
+        return ValueError(f"a name or a password cannot be encoded or decoded: {error.reason}")
+    seen: dict[int, BaseException] = {}
+    left = [error]
+    while left:
+        one = left.pop()
+        if id(one) in seen:  # an error may be its own cause
+            continue
+        seen[id(one)] = one
+        members = one.exceptions if isinstance(one, BaseExceptionGroup) else ()
+        if any(isinstance(each, _WITH_TEXT) for each in (*members, *one.args)):
+            return ValueError(f"{type(error).__name__}: a name or a password cannot be encoded or decoded")
+        with suppress(AttributeError):  # of one that lets nothing be set
+            if isinstance(one.__cause__, _WITH_TEXT):
+                one.__cause__ = None
+            if isinstance(one.__context__, _WITH_TEXT):
+                one.__context__ = None
+        left += [each for each in (one.__cause__, one.__context__, *members) if each is not None]
     return error
+
+
+_WITH_TEXT = (UnicodeEncodeError, UnicodeDecodeError, UnicodeTranslateError)
 
 
 def _suspended_for() -> float:

@@ -446,12 +446,12 @@ class AsyncPool(Shell[C]):
     async def close(self, timeout: float = 5.0) -> None:
         """Close the pool: callers in line get `PoolClosed` at once, idle connections are closed, loans may end.
 
-        Waits up to `timeout` seconds for the loans, unless all are to `with` blocks that the caller itself is in.
-        Connections still on loan then are named in a warning to the log, and closed when they come back. Closing twice
-        is closing once.
+        Waits up to `timeout` seconds for the loans. Connections still on loan then are named in a warning to the log,
+        and closed when they come back. Closing twice is closing once.
         """
         expect_seconds(timeout)
-        if self._core.closing and not self._core.entries:
+        if not self._core.entries and (self._core.closing or self._backend is None):
+            self._close_down()
             return
         if self._backend is not None and self._backend.ended():
             self._close_down()
@@ -461,8 +461,7 @@ class AsyncPool(Shell[C]):
         self._close_down()
         if not self._core.entries:
             return
-        lent = self._lent()
-        waiter = self._waiter(0.0 if lent and all(map(self._is_own, lent)) else timeout)
+        waiter = self._waiter(timeout)
         await self._await_all(self._core.drain, waiter)
         if not waiter.done:
             self._tell_unreturned()
@@ -558,7 +557,7 @@ class AsyncPool(Shell[C]):
         return owner
 
     def _strange(self) -> Exception:
-        if self._core.closing:
+        if self._core.closing and not self._core.entries:
             return self._error(PoolClosed, *CLOSED)
         if self._backend is None:
             what, hint = "was used outside of an event loop", "use it in a coroutine run by asyncio or trio"

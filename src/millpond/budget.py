@@ -53,7 +53,7 @@ class Budget:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
-            f"a {type(self).__name__} cannot be copied or pickled, for two would be a limit each: "
+            f"this {type(self).__name__} cannot be copied or pickled, for two would be a limit each: "
             "give the same one to all pools, and make one in each process"
         )
 

@@ -257,7 +257,10 @@ def brief(error: BaseException | None) -> str:
 
     if error is None:
         return "unknown"
-    text = printable(" ".join(str(error).split()))
+    try:
+        text = printable(" ".join(str(error).split()))
+    except Exception:
+        text = ""  # it cannot be told
     return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
 
 

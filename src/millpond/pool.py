@@ -599,15 +599,13 @@ class Pool(Shell[C]):
     def close(self, timeout: float = 5.0) -> None:
         """Close the pool: callers in line get `PoolClosed` at once, idle connections are closed, loans may end.
 
-        Waits up to `timeout` seconds for the loans, unless all are to `with` blocks that the caller itself is in.
-        Connections still on loan then are named in a warning to the log, and closed when they come back. Closing twice
-        is closing once.
+        Waits up to `timeout` seconds for the loans. Connections still on loan then are named in a warning to the log,
+        and closed when they come back. Closing twice is closing once.
         """
         expect_seconds(timeout)
         self._close_down()
         deadline = monotonic() + timeout
-        lent = self._lent()
-        waiter: _ThreadWaiter[C] = self._waiter(0.0 if lent and all(map(self._is_own, lent)) else timeout)
+        waiter: _ThreadWaiter[C] = self._waiter(timeout)
         self._await_all(self._core.drain, waiter)
         if waiter.done:
             for crew in (self._openers, self._tenders):
@@ -823,7 +821,8 @@ class Pool(Shell[C]):
         self._closed(entry)
 
     def _current(self) -> object:
-        return threading.current_thread()
+        # Not `current_thread()`: of one that `threading` has not made it would keep a likeness for good.
+        return threading._active.get(get_ident())  # type: ignore[attr-defined]
 
     def _find(self, owner: int) -> object:
         return thread_of(owner)

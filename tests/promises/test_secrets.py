@@ -227,6 +227,79 @@ def test_a_password_that_cannot_be_encoded_is_not_in_the_error(kind: str, caplog
         assert WORD not in text
 
 
+def unencodable() -> UnicodeError:
+    return UnicodeEncodeError("ascii", WORD, 0, 1, "ordinal not in range(128)")
+
+
+def chained(cause: BaseException | None, context: BaseException | None) -> Exception:
+    error = OSError("no")
+    error.__cause__, error.__context__ = cause, context
+    return error
+
+
+def of_itself() -> Exception:
+    error = OSError("no")
+    error.__cause__ = error.__context__ = error
+    return error
+
+
+class Mute(Exception):
+    """It is false, and cannot be told."""
+
+    def __bool__(self) -> bool:
+        return False
+
+    def __str__(self) -> str:
+        raise ValueError(WORD)
+
+
+ODD: dict[str, Callable[[], BaseException]] = {
+    "encoding": unencodable,
+    "decoding": lambda: UnicodeDecodeError("ascii", WORD.encode(), 0, 1, "ordinal not in range(128)"),
+    "translating": lambda: UnicodeTranslateError(WORD, 0, 1, "no"),
+    "a cause": lambda: chained(unencodable(), None),
+    "a context": lambda: chained(None, unencodable()),
+    "a context beside a cause": lambda: chained(OSError("another"), unencodable()),
+    "behind one that is false": lambda: chained(None, chained(Mute(), unencodable())),
+    "a group": lambda: ExceptionGroup("all", [OSError("no"), unencodable()]),
+    "a group of groups": lambda: ExceptionGroup("all", [ExceptionGroup("some", [unencodable()])]),
+    "an argument": lambda: OSError("no", unencodable()),
+    "its own cause": of_itself,
+    "two that are each other's": lambda: chained(None, None).with_traceback(None),
+    "one that cannot be told": Mute,
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_whatever_an_open_ends_with_is_told_at_once_and_without_what_it_carries(kind: str) -> None:
+    def fail() -> complex:
+        raise ODD[kind]()
+
+    with Pool(fail) as pool, pytest.raises(ConnectFailed) as failure:
+        pool.acquire(timeout=20)
+
+    async def main() -> ConnectFailed:
+        async def fail_too() -> complex:
+            raise ODD[kind]()
+
+        async with AsyncPool(fail_too) as pool_of_tasks:
+            with pytest.raises(ConnectFailed) as failure:
+                await pool_of_tasks.acquire(timeout=20)
+            return failure.value
+
+    for told in (failure.value, asyncio.run(main())):
+        assert told.__cause__ is not None
+        seen: dict[int, BaseException] = {}
+        left: list[BaseException | None] = [told]
+        while left:
+            one = left.pop()
+            if one is not None and id(one) not in seen:
+                seen[id(one)] = one
+                assert not hasattr(one, "object")
+                assert WORD not in repr(one.args)
+                left += [one.__cause__, one.__context__, *getattr(one, "exceptions", ())]
+
+
 def test_a_pool_at_work_tells_no_password(postgres: Postgres, caplog: pytest.LogCaptureFixture) -> None:
     """Loans, leaks, unreturned connections and a pool that was never closed are told of without it."""
     caplog.set_level(logging.DEBUG)
@@ -268,6 +341,18 @@ def test_a_keyed_pool_whose_key_is_a_url_tells_no_password(
     assert f"tenants[postgresql://app@{unwelcoming[0]}" in str(failure.value)
     for text in (said_of(failure.value), told, threads, logged(caplog)):
         assert WORD not in text
+
+
+def test_pools_of_keys_that_are_not_told_can_be_told_apart() -> None:
+    def connect() -> complex:
+        return 1j
+
+    with KeyedPool[str, complex](lambda _: connect, name="tenants") as pools:
+        names = {pools[f"tcp://app:{WORD}{number}@db:5"].name for number in range(20)}
+        assert len(names) == 20
+        assert WORD not in str(names)
+        assert pools["tcp://db:5"].name == "tenants[tcp://db:5]"
+        assert pools["me@example.org"].name == "tenants[me@example.org]"
 
 
 def test_a_file_database_tells_its_path_and_no_key(tmp_path: Path) -> None:

@@ -106,9 +106,9 @@ def a_returner_looks_whether_anybody_waits_before_it_returns(patch: pytest.Monke
 def a_waiter_looks_before_it_raises_the_gate(patch: pytest.MonkeyPatch) -> None:
     original = Core._fetch
 
-    def fetch(core: Core[Any], now: float) -> Claim[Any] | None:
+    def fetch(core: Core[Any], now: float, **how: bool) -> Claim[Any] | None:
         core.gate = False
-        return original(core, now)
+        return original(core, now, **how)
 
     patch.setattr(Core, "_fetch", fetch)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import copy
 import dataclasses
@@ -195,6 +196,24 @@ def later_with_the_number(ident: int | None) -> Iterator[threading.Event]:
         if thread.ident == ident:
             return
     pytest.skip("the system gives the number to nobody")
+
+
+def test_a_thread_that_threading_has_not_made_leaves_nothing_there() -> None:
+    """`threading.current_thread()` would make a likeness of it, which 3.11 keeps, and takes for alive."""
+    with millpond.Pool(FakeConnector(), max_size=1) as pool:
+        held = []
+        done = threading.Event()
+
+        def leak() -> None:
+            held.append(pool.acquire())
+            done.set()
+
+        before = threading.enumerate()
+        _thread.start_new_thread(leak, ())
+        assert done.wait(20)
+        assert [each for each in threading.enumerate() if "Dummy" in each.name and each not in before] == []
+        assert pool.leases()[0].owner == "a thread that has ended"
+        pool.release(held.pop())
 
 
 @pytest.mark.parametrize("leak_after", [60.0, float("inf")])

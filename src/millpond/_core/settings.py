@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from numbers import Real
 from typing import Final, Literal, Protocol, TypedDict
 
 __all__ = ["ALIASES", "Limit", "Options", "Settings", "expect_seconds", "meant_by"]
@@ -63,9 +64,9 @@ def meant_by(name: str, likeness: float = 0.6) -> str | None:
 
 def expect_seconds(timeout: float) -> None:
     """Raise TypeError or `ValueError` for a timeout that is no number of seconds. Less than 0 is as 0: it is over."""
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float, Real)):
         raise TypeError(f"timeout={timeout!r} must be a number of seconds (math.inf for no limit)")
-    if math.isnan(timeout):
+    if timeout != timeout:  # nan
         raise ValueError(f"timeout={timeout!r} must be a number of seconds (math.inf for no limit)")
 
 

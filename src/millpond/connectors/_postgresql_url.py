@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from typing import Final
+from urllib.parse import unquote
 
 from millpond.connectors._url_text import pairs_of, shown_names
 
@@ -25,7 +26,7 @@ _NO_CODE: Final = re.compile("%(?![0-9A-Fa-f]{2})")
 def fault_of(url: str) -> str | None:
     """Return what libpq cannot read in a URL that has passed `expect_encoded`; None if that is none of these things."""
     pairs = pairs_of(url)
-    shown = [shown for _, shown in shown_names(name for name, _, _ in pairs)]
+    shown = [shown for _, shown in shown_names(unquote(name) for name, _, _ in pairs)]
     parts = [(f"the {part}", text) for part, text in _parts_of(url).items()]
     for part, text in parts + [(part, name + value) for part, (name, _, value) in zip(shown, pairs, strict=True)]:
         if _NO_CODE.search(text):

@@ -26,6 +26,9 @@ HIDDEN: Final = "a parameter behind the password, in which & is %26"
 """What is said instead of a name that may be a part of the password before it."""
 
 _ADDRESS: Final = re.compile(r"(?:\[[^\[\]]+\]|[^\[\]:]*)(?::0*(\d{0,5}))?", re.ASCII)
+_WITH_AT: Final = re.compile(
+    r"(user|username|password|application_name|fallback_application_name|client_name|options)="
+)
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _ENCODED: Final = (
     "expected scheme://user:password@host:port/database, with / ? # @ : [ ] percent-encoded in each, "
@@ -70,8 +73,11 @@ def expect_encoded(url: str) -> None:
     authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
     userinfo, at, hosts = authority.rpartition("@")
     after = rest[len(authority) :]
-    if after[:1] not in ("?", "#") and (at or ":" not in authority.rpartition("]")[2]):
-        after = after.partition("?")[0]  # an @ in the query is no more than that, for no password can end there
+    if after[:1] not in ("?", "#"):
+        after, _, query = after.partition("?")
+        if not at and ":" in authority.rpartition("]")[2]:
+            # Before the @ may stand the rest of a password, unless it is where one is written.
+            after += "".join(pair for pair in query.split("&") if not _WITH_AT.match(pair))
     if authority.count("@") > 1 or set("[]") & set(userinfo) or "@" in after:
         raise InvalidURL(f"the user or the password is not percent-encoded, or an @ behind the host: {_ENCODED}")
     if not all(is_address(host) for host in hosts.split(",")):
@@ -129,7 +135,7 @@ def shown_names(names: Iterable[str], hidden: str = HIDDEN) -> Iterator[tuple[st
     behind = False
     for name in names:
         yield name, hidden if behind else f"the parameter {name!r}"
-        behind = behind or "password" in name
+        behind = behind or "pass" in name.lower()
 
 
 def printable(text: str) -> str:

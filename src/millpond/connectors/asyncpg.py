@@ -252,8 +252,8 @@ def _target_of(dsn: str, arguments: Mapping[str, object]) -> str:
     given = {name: value for name, value in arguments.items() if not callable(value)}
     hosts, ports = given.get("host"), given.get("port")
     if not hosts:
-        found = [_ADDRESS.fullmatch(host) for host in (unquote(before) or said.get("host", "")).split(",")]
-        hosts = [match[1] or match[2] for match in found if match]
+        found = [_ADDRESS.fullmatch(host) for host in (before or said.get("host", "")).split(",")]
+        hosts = [match[1] or unquote(match[2]) for match in found if match]
         ports = ports or [match[3] or "" for match in found if match]
         if not before and "port" in said:
             ports = given.get("port") or said["port"]

@@ -126,18 +126,30 @@ def _names_in(url: str) -> list[str]:
     return [unquote_plus(name) for name, _, _ in pairs_of(url.partition("#")[0])]
 
 
+def _fails(made: Callable[..., object], options: Mapping[str, Any]) -> bool:
+    try:
+        made(**options)
+    except Exception:
+        return True
+    return False
+
+
 def expect_makeable(url: str, made: Callable[..., object], options: Mapping[str, Any]) -> None:
     """Raise `InvalidURL` if no connection can be made of what a URL says, which names the parameter."""
     names = _names_in(url)
+    said = ""
     try:
         if not _OBJECTS.intersection(names):
             made(**options)
             return
-    except (AttributeError, TypeError, ValueError, redis.RedisError) as error:
-        if not names or (isinstance(error, TypeError) and not any(f"'{name}'" in str(error) for name in names)):
+    except Exception as error:
+        if not names or _fails(made, {name: value for name, value in options.items() if name not in names}):
             raise
-    shown = ", ".join(shown for _, shown in shown_names(names))
-    raise InvalidURL(_strange(url, made) or f"redis-py makes no connection of what the URL's query says: {shown}")
+        password = options.get("password")
+        if isinstance(error, redis.RedisError) and not (password and str(password) in str(error)):
+            said = str(error)
+    said = said or ", ".join(shown for _, shown in shown_names(names))
+    raise InvalidURL(_strange(url, made) or f"redis-py makes no connection of what the URL's query says: {said}")
 
 
 class _Inspection(Generic[C]):

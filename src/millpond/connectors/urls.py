@@ -61,7 +61,7 @@ def parameters_of(url: object) -> frozenset[str]:
     kinds = (_CONNECTORS.built_in, _ASYNC_CONNECTORS.built_in)
     modules = {kind[scheme][0] for kind in kinds if (scheme := url.partition("://")[0].lower()) in kind}
     own = {name for module in modules for name in _OWN.get(module, ())}
-    return frozenset(unquote(name) for name, _, _ in pairs_of(url) if modules) - own
+    return frozenset(unquote(name) for name, _, _ in pairs_of(url.partition("#")[0]) if modules) - own
 
 
 class _Schemes(NamedTuple):
