@@ -487,18 +487,12 @@ class Shell(ABC, Generic[C]):
         # As a program ends, somebody's finaliser may come after this one, and would wait for nobody.
         self._core.closing = True
 
-    def _looks_alive(self, conn: C) -> bool:
-        try:
-            return self._inspector.alive(conn)
-        except Exception:
-            return False
-
     def _put_in_line(self, waiter: Waiter[C]) -> None:
         """Put a caller in line, unless it is served at once or refused."""
         self._step(self._core.enrol, waiter)
         while (claim := waiter.claim) is not None and waiter.deadline <= waiter.since:
             # It does not wait, so nobody was asked whether it lives. What shows without asking is looked at.
-            if self._looks_alive(claim.entry.conn):
+            if self._inspector.alive(claim.entry.conn):
                 break
             waiter.claim, waiter.done = None, False
             claim.entry.uses -= 1
@@ -936,6 +930,9 @@ def _bare(error: BaseException | None) -> BaseException | None:
     return error
 
 
+_WITH_TEXT: Final = (UnicodeEncodeError, UnicodeDecodeError, UnicodeTranslateError)
+
+
 def _without_text(error: BaseException) -> BaseException:
     """Return an error without what could not be encoded: a `UnicodeError` keeps the whole of it, as a password."""
     if isinstance(error, _WITH_TEXT):
@@ -957,9 +954,6 @@ def _without_text(error: BaseException) -> BaseException:
                 one.__context__ = None
         left += [each for each in (one.__cause__, one.__context__, *members) if each is not None]
     return error
-
-
-_WITH_TEXT = (UnicodeEncodeError, UnicodeDecodeError, UnicodeTranslateError)
 
 
 def _suspended_for() -> float:

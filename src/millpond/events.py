@@ -257,10 +257,7 @@ def brief(error: BaseException | None) -> str:
 
     if error is None:
         return "unknown"
-    try:
-        text = printable(" ".join(str(error).split()))
-    except Exception:
-        text = ""  # it cannot be told
+    text = printable(" ".join(str(error).split()))
     return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -196,6 +197,27 @@ def a_timeout(pool: FakePool, connector: FakeConnector, places: Places) -> None:
     finally:
         for conn in conns:
             pool.release(conn)
+
+
+def be_quiet(pool: Any) -> None:
+    """Have what is idle be so for longer than `check_after`."""
+    for entry in pool._core.entries:
+        entry.good_until = entry.idle_since = entry.asked = -math.inf
+
+
+@case()
+def one_who_does_not_wait(pool: FakePool, connector: FakeConnector, places: Places) -> None:
+    be_quiet(pool)
+    with places, pool.connection(timeout=0):
+        pass
+
+
+@case()
+def one_who_does_not_wait_for_what_is_dead(pool: FakePool, connector: FakeConnector, places: Places) -> None:
+    be_quiet(pool)
+    pool._core.idle[-1].entry.conn.dead = True
+    with suppress(PoolTimeout), places, pool.connection(timeout=0):
+        pass
 
 
 @case()

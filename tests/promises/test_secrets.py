@@ -243,14 +243,17 @@ def of_itself() -> Exception:
     return error
 
 
-class Mute(Exception):
-    """It is false, and cannot be told."""
+def of_each_other() -> Exception:
+    one, other = OSError("one"), OSError("other")
+    one.__cause__, other.__context__ = other, one
+    return one
+
+
+class Falsy(Exception):
+    """What an `or` passes over."""
 
     def __bool__(self) -> bool:
         return False
-
-    def __str__(self) -> str:
-        raise ValueError(WORD)
 
 
 ODD: dict[str, Callable[[], BaseException]] = {
@@ -260,13 +263,13 @@ ODD: dict[str, Callable[[], BaseException]] = {
     "a cause": lambda: chained(unencodable(), None),
     "a context": lambda: chained(None, unencodable()),
     "a context beside a cause": lambda: chained(OSError("another"), unencodable()),
-    "behind one that is false": lambda: chained(None, chained(Mute(), unencodable())),
+    "behind one that is false": lambda: chained(None, chained(Falsy(), unencodable())),
     "a group": lambda: ExceptionGroup("all", [OSError("no"), unencodable()]),
     "a group of groups": lambda: ExceptionGroup("all", [ExceptionGroup("some", [unencodable()])]),
     "an argument": lambda: OSError("no", unencodable()),
     "its own cause": of_itself,
-    "two that are each other's": lambda: chained(None, None).with_traceback(None),
-    "one that cannot be told": Mute,
+    "two that are each other's": of_each_other,
+    "one that is false": Falsy,
 }
 
 
