@@ -6,9 +6,11 @@ import contextlib
 import gc
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -73,3 +75,21 @@ def no_thread_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         if left[0].is_alive():
             gc.collect()  # a pool that was dropped may be part of a cycle
     assert not left
+
+
+@pytest.fixture
+def two_addresses(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, int]]:
+    """A host whose first address is of a family that this kernel does not have, as IPv6 in many containers."""
+    look_up = socket.getaddrinfo
+
+    def found(host: Any, port: Any, *args: Any, **kwargs: Any) -> list[Any]:
+        if host not in ("two.test", b"two.test"):
+            return look_up(host, port, *args, **kwargs)
+        strange = (3, socket.SOCK_STREAM, 6, "", ("::1", port, 0, 0))  # AX.25, of radio amateurs
+        return [strange, *look_up("127.0.0.1", port, type=socket.SOCK_STREAM)]
+
+    with pytest.raises(OSError, match="not supported"):
+        socket.socket(3, socket.SOCK_STREAM, 6)
+    monkeypatch.setattr(socket, "getaddrinfo", found)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield "two.test", server.getsockname()[1]

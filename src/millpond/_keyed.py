@@ -29,12 +29,12 @@ _SECRETIVE: Final = re.compile(r":.*@|passw|pass\w*\s*=|pwd|secret", re.IGNORECA
 
 
 def named(options: Options, key: object, source: object) -> Options:
-    """Return the options with a name for the pool of a key: for a key that may hold a password, where it leads."""
+    """Return the options with the key in the name: for a key that may hold a password, where it leads instead."""
     shown = str(key)
     if _SECRETIVE.search(shown):
         # A number that is the key's for as long as the process lasts, and tells nothing of it.
         shown = str(getattr(source, "target", f"{type(key).__name__} {hash(key) & 0xFFFFFFFF:08x}"))
-    return {**options, "name": f"{Settings.of(options).name}[{shown}]"}
+    return {**options, "name": f"{options['name']}[{shown}]"}
 
 
 class Keyed(Generic[K, P]):
@@ -105,7 +105,7 @@ class Keyed(Generic[K, P]):
                 raise PoolClosed(f"keyed pool {self.name!r} is closed\n  hint: make a new one")
             pool = self._alive.get(key)
             if pool is None:
-                made = self._make(key, {**self._options})
+                made = self._make(key, {**self._options, "name": self.name})
                 made._droppable = True
                 # A signal handler may have asked for the same key meanwhile.
                 pool = self._alive.setdefault(key, made)

@@ -12,7 +12,7 @@ from contextlib import suppress
 from itertools import count
 from time import monotonic
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self, Unpack
+from typing import Any, Final, Self, TypeVar, Unpack
 
 from millpond import events
 from millpond._extras import extra
@@ -28,6 +28,7 @@ from millpond._core.lease import Lease, let_go
 from millpond._core.line import Waiter
 from millpond._core.settings import Options, Settings, expect_seconds
 from millpond._core.stats import Stats
+from millpond._lent import C
 from millpond._shell import CLOSED, Shell, leave_and_tell, log, looks_fit
 from millpond._whereabouts import call_site
 from millpond.connector import AsyncConnector
@@ -35,16 +36,6 @@ from millpond.errors import PoolClosed
 from millpond.records import LeaseRecord
 
 __all__ = ["AsyncPool", "TaskLease"]
-
-if TYPE_CHECKING:
-    from typing_extensions import TypeVar
-
-    # Whoever does not say what is lent need not: `pool = Pool.from_url(...)`.
-    C = TypeVar("C", default=Any)
-else:
-    from typing import TypeVar
-
-    C = TypeVar("C")
 
 TENDERS: Final = 64
 """How many tasks of a pool may check, reset and close at once."""

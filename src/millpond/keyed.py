@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Generic, Self, Unpack
+from typing import Generic, Self, Unpack
 
 from millpond._core.settings import Options, expect_seconds
 from millpond._keyed import Keyed, named
+from millpond._lent import C, K
 from millpond.connector import Connector
 from millpond.pool import Pool, ThreadLease
 
 __all__ = ["KeyedPool"]
-
-if TYPE_CHECKING:
-    from typing_extensions import TypeVar
-
-    # Whoever does not say what is lent need not: `pool = Pool.from_url(...)`.
-    K = TypeVar("K", bound=Hashable, default=Any)
-    C = TypeVar("C", default=Any)
-else:
-    from typing import TypeVar
-
-    K = TypeVar("K", bound=Hashable)
-    C = TypeVar("C")
 
 
 class KeyedPool(Keyed[K, Pool[C]], Generic[K, C]):

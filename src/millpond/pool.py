@@ -15,7 +15,7 @@ from random import random
 from threading import get_ident
 from time import monotonic, sleep
 from types import CodeType, TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self, Unpack
+from typing import TYPE_CHECKING, Final, Self, Unpack
 
 from millpond import events
 from millpond._bell import ThreadBell
@@ -26,22 +26,13 @@ from millpond._core.lease import LENT, Lease, let_go
 from millpond._core.line import Waiter
 from millpond._core.settings import Options, Settings, expect_seconds
 from millpond._core.stats import Stats
+from millpond._lent import C
 from millpond._shell import Shell, leave_and_tell, log, looks_fit
 from millpond._whereabouts import call_site, described, thread_of
 from millpond.connector import Connector
 from millpond.records import LeaseRecord
 
 __all__ = ["Pool", "ThreadLease"]
-
-if TYPE_CHECKING:
-    from typing_extensions import TypeVar
-
-    # Whoever does not say what is lent need not: `pool = Pool.from_url(...)`.
-    C = TypeVar("C", default=Any)
-else:
-    from typing import TypeVar
-
-    C = TypeVar("C")
 
 LINGER: Final = 5.0
 """Seconds that a worker without work stays, and the keeper of a pool without connections."""

@@ -81,6 +81,21 @@ def test_a_file_and_a_socket_are_opened_and_asked(capsys: Capture, tmp_path: Any
         assert told(capsys, f"tcp://{server.host}:{server.port}")["server"] is None
 
 
+def test_a_host_is_reached_whose_first_address_is_of_a_family_that_is_not_there(
+    capsys: Capture, two_addresses: tuple[str, int]
+) -> None:
+    found = told(capsys, "tcp://{}:{}".format(*two_addresses))
+    assert found["seconds"].keys() >= {"name", "connect", "open"}
+    assert "does not take connections at port 1: ConnectionRefusedError" in refused(capsys, "tcp://two.test:1")
+
+
+@pytest.mark.parametrize(
+    "url", ["redis://db?socket_tmeout=3", "redis://db?retry=3", "sqlite:///file:x?vfs=memdb", "none"]
+)
+def test_what_is_no_url_is_one_line(capsys: Capture, url: str) -> None:
+    assert refused(capsys, url, code=2).startswith("millpond check: ")
+
+
 def test_why_there_is_no_connection_is_one_line_without_a_password(capsys: Capture) -> None:
     with Postgres() as server:
         wrong = server.url.replace("//app:", "//app:geheim")

@@ -468,24 +468,6 @@ async def test_opening_by_a_task_ends_in_time_in_a_black_hole(case: str) -> None
         assert 0.25 <= monotonic() - begin < 4
 
 
-@pytest.fixture
-def two_addresses(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, int]]:
-    """A host whose first address is of a family that this kernel does not have, as IPv6 in many containers."""
-    look_up = socket.getaddrinfo
-
-    def found(host: Any, port: Any, *args: Any, **kwargs: Any) -> list[Any]:
-        if host not in ("two.test", b"two.test"):
-            return look_up(host, port, *args, **kwargs)
-        strange = (3, socket.SOCK_STREAM, 6, "", ("::1", port, 0, 0))  # AX.25, of radio amateurs
-        return [strange, *look_up("127.0.0.1", port, type=socket.SOCK_STREAM)]
-
-    with pytest.raises(OSError, match="not supported"):
-        socket.socket(3, socket.SOCK_STREAM, 6)
-    monkeypatch.setattr(socket, "getaddrinfo", found)
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        yield "two.test", server.getsockname()[1]
-
-
 def test_an_address_of_a_family_that_is_not_there_is_passed_over(two_addresses: tuple[str, int]) -> None:
     connector = Socket(*two_addresses)
     conn = connector.open(5)

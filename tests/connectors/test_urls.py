@@ -33,6 +33,7 @@ from millpond.connectors.urls import (
     parameters_of,
     place,
 )
+from millpond.events import brief
 from millpond.testing import Postgres
 
 
@@ -245,7 +246,7 @@ def test_a_scheme_for_tasks_gets_what_was_meant(url: str, said: str) -> None:
         ("?user=50%", "the parameter 'user' has a % that begins no code; a % itself is %25"),
         (
             "?prepare_threshold=0",
-            "prepare_threshold is an argument of its own, and no part of the URL: prepare_threshold=...",
+            "'prepare_threshold': it is an argument of its own, prepare_threshold=...",
         ),
         ("/a%zz", "the database has a % that begins no code"),
     ],
@@ -307,7 +308,7 @@ def test_what_libpq_cannot_read_in_a_connection_string_is_told_by_its_name(text:
             "postgresql://db?pgbouncer=true",
             "PgBouncer before 1.21 needs the argument statement_cache_size=0",
         ),
-        ("postgresql://db?statement_cache_size=0", "statement_cache_size is an argument of its own"),
+        ("postgresql://db?statement_cache_size=0", "it is an argument of its own, statement_cache_size=..."),
         ("postgresql://db?password=a&hunter2", "a parameter of the query has no value"),
         ("postgresql://db?port=hunter2", "the parameter 'port' is no number"),
         ("postgresql://a,,b/app", "a host is missing beside a comma"),
@@ -316,7 +317,7 @@ def test_what_libpq_cannot_read_in_a_connection_string_is_told_by_its_name(text:
         ("postgresql://?host=hunter2:x", "no host:port can be read in the parameter 'host'"),
         ("postgresql://?po%72t=hunter2", "the parameter 'port' is no number"),
         ("postgresql://[hunter2]/app", "an address in [ ] is none of IPv6"),
-        ("postgresql://db?reset=session", "reset is an argument of its own"),
+        ("postgresql://db?reset=session", "it is an argument of its own, reset=..."),
         ("postgresql+asyncpg://db", "asyncpg's dsn is a URL: expected postgresql://user"),
         ("host=db password=hunter2", "asyncpg's dsn is a URL: expected postgresql://user"),
     ],
@@ -410,9 +411,9 @@ def test_a_setting_that_the_server_does_not_know_is_a_refusal(postgres: Postgres
         ("redis://me:hunter2@db:1,db:2", "the host or the port cannot be read"),
         ("redis://db?args=1", "redis-py does not know the parameter 'args'"),
         ("redis://db?arg=1", "redis-py does not know the parameter 'arg'"),
-        ("redis://db?connection_class=x", "'connection_class': it is an object, and an argument of its own"),
+        ("redis://db?connection_class=x", "'connection_class': it is an argument of its own"),
         ("redis://db?encoder_class=x", "the parameter 'encoder_class'"),
-        ("redis://db?retry=3", "redis-py knows no parameter 'retry': it is an object, and an argument of its own"),
+        ("redis://db?retry=3", "redis-py knows no parameter 'retry': it is an argument of its own"),
         (
             "rediss://db?ssl_cert_reqs=bogus",
             "Invalid SSL Certificate Requirements Flag: bogus",
@@ -505,6 +506,11 @@ def test_a_file_s_name_is_shown_on_one_line() -> None:
         assert connector_for(f"sqlite:////a{quote(character)}b").target.isprintable()
     with pytest.raises(InvalidURL, match="no file's name has a zero byte"):
         connector_for("sqlite:////a%00b")
+
+
+def test_an_error_is_told_on_one_line_that_prints() -> None:
+    error = ValueError('database "x\n2026 CRITICAL root\x1b[1m" does not exist\u2028')
+    assert brief(error) == r'ValueError: database "x 2026 CRITICAL root\x1b[1m" does not exist'
 
 
 def test_what_does_not_print_is_shown_as_an_escape() -> None:

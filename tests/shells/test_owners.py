@@ -159,6 +159,17 @@ def test_a_pool_that_is_dropped_with_a_loan_out_keeps_nothing(way: str) -> None:
         assert not watched()
 
 
+def test_what_is_left_of_a_dropped_pool_keeps_nobody_waiting() -> None:
+    """A finaliser in the same cycle may come after the pool's own, and use it: its workers have gone."""
+    pool = millpond.Pool(FakeConnector(), timeout=20)
+    pool._droppable = True
+    with pool.connection():
+        pass
+    pool.__del__()
+    with pytest.raises(millpond.PoolClosed, match="is closed"):
+        pool.acquire()
+
+
 def watched() -> list[object]:
     """Return what the watcher holds of connections whose pool is gone."""
     watcher = _watcher._watcher

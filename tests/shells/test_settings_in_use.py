@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import sqlite3
+import threading
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
@@ -80,6 +81,7 @@ async def test_who_does_not_wait_gets_what_has_been_idle_for_long(make: Callable
     conn = await shell.acquire(0)
     assert shell.pool.stats().checks == 0, "it was asked, which it would have had to wait for"
     shell.pool.release(conn)
+    await anyio.sleep(0.01)
     shell.pool.release(await shell.acquire(5))
     assert shell.pool.stats().checks, "who waits gets what has been asked"
 
@@ -97,13 +99,31 @@ async def test_who_does_not_wait_gets_nothing_that_shows_a_hang_up(make: Callabl
 
 
 async def test_who_does_not_wait_is_told_that_what_is_idle_is_checked(make: Callable[..., Shell]) -> None:
-    shell = make(max_size=2, min_size=2, open_time=0.0)
+    shell = make(max_size=2, min_size=2)
     await shell.call("warm", 20)
     await shell.until(lambda stats: stats.idle == 2)
+    answer = threading.Event()
+    shell.fake.ping = (wait_for if shell.way == "threads" else wait_for_as_a_task)(answer)  # type: ignore[method-assign]
     shell.pool._step(shell.pool._core.suspect)
     with pytest.raises(millpond.PoolTimeout, match="what is idle is checked first, since a connection was found dead"):
         await shell.acquire(0)
-    shell.pool.release(await shell.acquire(5))
+    answer.set()
+    shell.pool.release(await shell.acquire(20))
+
+
+def wait_for(answer: threading.Event) -> Any:
+    def ping(conn: object, timeout: float) -> None:
+        assert answer.wait(20)
+
+    return ping
+
+
+def wait_for_as_a_task(answer: threading.Event) -> Any:
+    async def ping(conn: object, timeout: float) -> None:
+        while not answer.is_set():
+            await anyio.sleep(0.001)
+
+    return ping
 
 
 async def test_of_two_who_resize_at_once_neither_is_lost(make: Callable[..., Shell]) -> None:

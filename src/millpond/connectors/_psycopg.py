@@ -37,7 +37,7 @@ from millpond._extras import extra
 from millpond.connector import Condition
 from millpond.connectors._client_state import ClientState
 from millpond.connectors._postgresql_url import FOREIGN, fault_of
-from millpond.connectors._url_text import InvalidURL, expect_encoded, pairs_of, place, strange
+from millpond.connectors._url_text import InvalidURL, beside, expect_encoded, pairs_of, place, strange
 from millpond.connectors.factory import cut_number
 
 with extra("psycopg"):
@@ -99,18 +99,12 @@ _SETTINGS = (
 _URLS = ("postgresql://", "postgres://")
 _PAIR = re.compile(r"(\w+)\s*=\s*('(?:[^'\\]|\\.)*'|(?:[^\s'\\]|\\.)*)", re.DOTALL)
 _PAIRS = re.compile(rf"\s*(?:{_PAIR.pattern}(?:\s+|$))*", re.DOTALL)
-_ARGUMENTS = {
-    "autocommit",
-    "connection_class",
-    "context",
-    "cursor_factory",
-    "prepare_threshold",
-    "reset",
-    "row_factory",
-}
 _SETTING = "; if it is a setting of the server, say options=-cname%3Dvalue"
 _FOREIGN = {
     **FOREIGN,
+    **beside(
+        ("autocommit", "connection_class", "context", "cursor_factory", "prepare_threshold", "reset", "row_factory")
+    ),
     "search_path": FOREIGN["schema"],
     "pgbouncer": "leave it out; PgBouncer before 1.21 needs the argument prepare_threshold=None",
     "database": "say dbname",
@@ -236,14 +230,14 @@ def parsed(conninfo: str) -> ConnDict:
     fault = None
     if conninfo.startswith(_URLS):
         names = [unquote(name) for name, _, _ in pairs_of(conninfo)]
-        fault = fault_of(conninfo) or strange("libpq", names, _PARAMETERS, _ARGUMENTS, _FOREIGN, or_else=_SETTING)
+        fault = fault_of(conninfo) or strange("libpq", names, _PARAMETERS, _FOREIGN, or_else=_SETTING)
     elif _PAIRS.fullmatch(conninfo):
         # Here nothing is percent-encoded.
         said = {name: way.replace("%3D", "=") for name, way in _FOREIGN.items()}
         hidden = "a parameter behind the password, which is quoted if it has a space: password='...'"
         names = [name for name, _ in _PAIR.findall(conninfo)]
         setting = _SETTING.replace("%3D", "=")
-        fault = strange("libpq", names, _PARAMETERS, _ARGUMENTS, said, hidden=hidden, or_else=setting)
+        fault = strange("libpq", names, _PARAMETERS, said, hidden=hidden, or_else=setting)
     elif "://" in conninfo:
         fault = "libpq reads no such URL: expected postgresql://user:password@host:port/database, without a +driver"
     raise InvalidURL(fault or "conninfo is neither a PostgreSQL URL nor key=value pairs that libpq can read")

@@ -11,9 +11,11 @@ from urllib.parse import quote
 __all__ = [
     "SCHEME",
     "InvalidURL",
+    "address_of",
+    "beside",
     "expect_encoded",
+    "expect_one_line",
     "expect_str",
-    "is_address",
     "pairs_of",
     "place",
     "printable",
@@ -25,7 +27,7 @@ SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*")
 HIDDEN: Final = "a parameter behind the password, in which & is %26"
 """What is said instead of a name that may be a part of the password before it."""
 
-_ADDRESS: Final = re.compile(r"(?:\[[^\[\]]+\]|[^\[\]:]*)(?::0*(\d{0,5}))?", re.ASCII)
+_ADDRESS: Final = re.compile(r"(?:\[([^\[\]]+)\]|([^\[\]:]*))(?::0*(\d{0,5}))?", re.ASCII)
 _WITH_AT: Final = re.compile(
     r"(user|username|password|application_name|fallback_application_name|client_name|options)="
 )
@@ -80,17 +82,19 @@ def expect_encoded(url: str) -> None:
             after += "".join(pair for pair in query.split("&") if not _WITH_AT.match(pair))
     if authority.count("@") > 1 or set("[]") & set(userinfo) or "@" in after:
         raise InvalidURL(f"the user or the password is not percent-encoded, or an @ behind the host: {_ENCODED}")
-    if not all(is_address(host) for host in hosts.split(",")):
+    if not all(map(address_of, hosts.split(","))):
         raise InvalidURL(
             "no host:port can be read (a port is a number up to 65535, an IPv6 address stands in [ ]), or the password "
             f"has no @ behind it, or is not percent-encoded: {_ENCODED}"
         )
 
 
-def is_address(text: str) -> bool:
-    """Tell whether that is a host, a port behind a colon, both, or nothing."""
+def address_of(text: str) -> tuple[str, str] | None:
+    """Return the host and the port of `host:port`, each of which may be missing; None if it is not of that form."""
     found = _ADDRESS.fullmatch(text)
-    return found is not None and int(found[1] or 0) < 65536
+    if found is None or int(found[3] or 0) > 65535:
+        return None
+    return found[1] or found[2], found[3] or ""
 
 
 def pairs_of(url: str) -> list[tuple[str, str, str]]:
@@ -103,7 +107,6 @@ def strange(
     reader: str,
     names: Iterable[str],
     known: Collection[str] | None,
-    arguments: Collection[str] = (),
     elsewhere: Mapping[str, str] = MappingProxyType({}),
     *,
     hidden: str = HIDDEN,
@@ -111,23 +114,26 @@ def strange(
 ) -> str | None:
     """Return what is to be said of the first parameter that `reader` does not know; None if there is nothing.
 
-    `arguments` are those that are given beside the URL, `elsewhere` says what to do instead of others. With None as
-    `known`, what is in neither may be known to somebody else. `hidden` stands for a name that may be a part of the
-    password before it; `or_else` is added where there is nothing else to say.
+    `elsewhere` says what to do instead. With None as `known`, what is not there may be known to somebody else. `hidden`
+    stands for a name that may be a part of the password before it; `or_else` is added where there is nothing else to
+    say.
     """
     from difflib import get_close_matches
 
     for name, shown in shown_names(names, hidden):
         if name in (known or ()):
             continue
-        if name in arguments:
-            return f"{name} is an argument of its own, and no part of the URL: {name}=..."
         if name in elsewhere:
             return f"{reader} knows no parameter {name!r}: {elsewhere[name]}"
         if known is not None:
             meant = get_close_matches(name, known, 1, 0.75) if shown != hidden else ()
             return f"{reader} does not know {shown}" + (f"; did you mean {meant[0]}?" if meant else or_else)
     return None
+
+
+def beside(names: Iterable[str]) -> dict[str, str]:
+    """Return what is to be done instead of writing these in a URL: they are arguments of their own."""
+    return {name: f"it is an argument of its own, {name}=..." for name in names}
 
 
 def shown_names(names: Iterable[str], hidden: str = HIDDEN) -> Iterator[tuple[str, str]]:

@@ -27,7 +27,7 @@ from millpond._extras import extra
 from millpond.connector import Condition
 from millpond.connectors._client_state import ClientState
 from millpond.connectors._postgresql_url import FOREIGN, NO_VALUE
-from millpond.connectors._url_text import InvalidURL, expect_encoded, is_address, pairs_of, place, strange
+from millpond.connectors._url_text import InvalidURL, address_of, beside, expect_encoded, pairs_of, place, strange
 from millpond.connectors.factory import cut_number
 
 with extra("asyncpg"):
@@ -48,14 +48,14 @@ _AT_ODDS = (
     asyncpg.ProtocolViolationError,
     asyncpg.InternalClientError,
 )
-_ADDRESS = re.compile(r"(?:\[(.*)\]|(/.*|[^:]*))(?::(.*))?")
 # What stands in a URL goes to the server as a setting, if asyncpg does not know it; these are arguments of `connect`.
 _ARGUMENTS = inspect.signature(asyncpg.connect).parameters.keys() - {
     *("dsn", "host", "port", "user", "password", "passfile", "database", "service", "target_session_attrs"),
     *("krbsrvname", "gsslib", "ssl"),
-} | {"reset"}
+}
 _FOREIGN = {
     **FOREIGN,
+    **beside({*_ARGUMENTS, "reset"}),
     "pgbouncer": "leave it out; PgBouncer before 1.21 needs the argument statement_cache_size=0",
 }
 
@@ -223,25 +223,32 @@ class Asyncpg:
 def _expect_readable(dsn: str) -> None:
     """Raise `InvalidURL`, which says why, for what asyncpg could not read; its own words may quote a password."""
     expect_encoded(dsn)
-    if not dsn.lower().startswith(("postgresql://", "postgres://")):
-        raise InvalidURL("asyncpg's dsn is a URL: expected postgresql://user:password@host:port/database")
-    pairs = [(unquote_plus(name), equals, value) for name, equals, value in pairs_of(dsn.partition("#")[0])]
-    fault = strange("asyncpg", [name for name, _, _ in pairs], None, _ARGUMENTS, _FOREIGN)
-    if fault is None and not all(equals for _, equals, _ in pairs):
-        fault = NO_VALUE
-    given = {name: unquote_plus(value) for name, _, value in pairs if value}
-    hosts = given.get("host", "")
-    if fault is None:
-        fault = "an address in [ ] is none of IPv6, or what is no letter of ASCII is not percent-encoded"
-        with suppress(ValueError):  # its text quotes what it could not read
-            hosts = urlsplit(dsn).netloc.rpartition("@")[2] or hosts
-            fault = None
-    if fault is None and hosts and not all(one and (one[0] == "/" or is_address(one)) for one in hosts.split(",")):
-        fault = "a host is missing beside a comma, or no host:port can be read in the parameter 'host'"
-    if fault is None and not all(re.fullmatch(r"\s*\+?\d*\s*", port) for port in given.get("port", "").split(",")):
-        fault = "the parameter 'port' is no number, nor several with commas between them"
-    if fault:
+    fault = _fault_of(dsn)
+    if fault is not None:
         raise InvalidURL(fault)
+
+
+def _fault_of(dsn: str) -> str | None:
+    if not dsn.lower().startswith(("postgresql://", "postgres://")):
+        return "asyncpg's dsn is a URL: expected postgresql://user:password@host:port/database"
+    pairs = [(unquote_plus(name), equals, value) for name, equals, value in pairs_of(dsn.partition("#")[0])]
+    fault = strange("asyncpg", [name for name, _, _ in pairs], None, _FOREIGN)
+    if fault is not None:
+        return fault
+    if not all(equals for _, equals, _ in pairs):
+        return NO_VALUE
+    hosts = None
+    with suppress(ValueError):  # its text quotes what it could not read
+        hosts = urlsplit(dsn).netloc.rpartition("@")[2]
+    if hosts is None:
+        return "an address in [ ] is none of IPv6, or what is no letter of ASCII is not percent-encoded"
+    given = {name: unquote_plus(value) for name, _, value in pairs if value}
+    hosts = hosts or given.get("host", "")
+    if hosts and not all(one and (one[0] == "/" or address_of(one)) for one in hosts.split(",")):
+        return "a host is missing beside a comma, or no host:port can be read in the parameter 'host'"
+    if not all(re.fullmatch(r"\s*\+?\d*\s*", port) for port in given.get("port", "").split(",")):
+        return "the parameter 'port' is no number, nor several with commas between them"
+    return None
 
 
 def _target_of(dsn: str, arguments: Mapping[str, object]) -> str:
@@ -252,9 +259,12 @@ def _target_of(dsn: str, arguments: Mapping[str, object]) -> str:
     given = {name: value for name, value in arguments.items() if not callable(value)}
     hosts, ports = given.get("host"), given.get("port")
     if not hosts:
-        found = [_ADDRESS.fullmatch(host) for host in (before or said.get("host", "")).split(",")]
-        hosts = [match[1] or unquote(match[2]) for match in found if match]
-        ports = ports or [match[3] or "" for match in found if match]
+        found = [
+            (one, "") if one.startswith("/") else address_of(one) or ("", "")
+            for one in (before or said.get("host", "")).split(",")
+        ]
+        hosts = [unquote(host) for host, _ in found]
+        ports = ports or [port for _, port in found]
         if not before and "port" in said:
             ports = given.get("port") or said["port"]
     database = unquote(parts.path[1:]) if parts.path else said.get("dbname") or said.get("database")

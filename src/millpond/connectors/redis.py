@@ -22,7 +22,7 @@ from urllib.parse import unquote_plus, urlsplit
 from millpond import _watcher
 from millpond._extras import extra
 from millpond.connector import Condition
-from millpond.connectors._url_text import InvalidURL, expect_encoded, pairs_of, place, shown_names, strange
+from millpond.connectors._url_text import InvalidURL, beside, expect_encoded, pairs_of, place, shown_names, strange
 
 with extra("redis"):
     import redis
@@ -63,7 +63,7 @@ _OBJECTS: Final = frozenset({"connection_class", "credential_provider", "driver_
 _FOREIGN: Final = {
     "ssl": "rediss:// is TLS",
     "tls": "rediss:// is TLS",
-    **dict.fromkeys(_OBJECTS, "it is an object, and an argument of its own"),
+    **beside(_OBJECTS),
 }
 """What other programs write in such a URL, and what to write instead."""
 
@@ -119,7 +119,7 @@ def _strange(url: str, connection_class: object) -> str | None:
     made_by = [vars(one).get("__init__") for one in getattr(connection_class, "__mro__", ())]
     parameters = [each for init in made_by if init for each in inspect.signature(init).parameters.values()]
     known = {each.name for each in parameters if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)} - {"self"}
-    return strange("redis-py", _names_in(url), known - _OBJECTS, (), _FOREIGN)
+    return strange("redis-py", _names_in(url), known - _OBJECTS, _FOREIGN)
 
 
 def _names_in(url: str) -> list[str]:
