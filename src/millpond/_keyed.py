@@ -34,7 +34,7 @@ def named(options: Options, key: object, source: object) -> Options:
     if _SECRETIVE.search(shown):
         # A number that is the key's for as long as the process lasts, and tells nothing of it.
         shown = str(getattr(source, "target", f"{type(key).__name__} {hash(key) & 0xFFFFFFFF:08x}"))
-    return {**options, "name": f"{options['name']}[{shown}]"}
+    return {**options, "name": f"{options.get('name')}[{shown}]"}
 
 
 class Keyed(Generic[K, P]):

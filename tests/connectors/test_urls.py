@@ -411,6 +411,7 @@ def test_a_setting_that_the_server_does_not_know_is_a_refusal(postgres: Postgres
         ("redis://me:hunter2@db:1,db:2", "the host or the port cannot be read"),
         ("redis://db?args=1", "redis-py does not know the parameter 'args'"),
         ("redis://db?arg=1", "redis-py does not know the parameter 'arg'"),
+        ("redis://db?self=1", "redis-py does not know the parameter 'self'"),
         ("redis://db?connection_class=x", "'connection_class': it is an argument of its own"),
         ("redis://db?encoder_class=x", "the parameter 'encoder_class'"),
         ("redis://db?retry=3", "redis-py knows no parameter 'retry': it is an argument of its own"),
@@ -506,6 +507,13 @@ def test_a_file_s_name_is_shown_on_one_line() -> None:
         assert connector_for(f"sqlite:////a{quote(character)}b").target.isprintable()
     with pytest.raises(InvalidURL, match="no file's name has a zero byte"):
         connector_for("sqlite:////a%00b")
+
+
+@pytest.mark.parametrize("url", ["postgresql://", "postgresql+asyncpg://", "redis://", "sqlite:///", "tcp://"])
+def test_half_a_surrogate_pair_is_refused_before_an_encoding_error_keeps_the_url(url: str) -> None:
+    with pytest.raises(InvalidURL, match="a URL has no control characters") as failure:
+        async_connector_for(f"{url}me:hunter2@db/\ud800")
+    assert failure.value.__context__ is None
 
 
 def test_an_error_is_told_on_one_line_that_prints() -> None:
