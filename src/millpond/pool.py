@@ -15,7 +15,7 @@ from random import random
 from threading import get_ident
 from time import monotonic, sleep
 from types import CodeType, TracebackType
-from typing import TYPE_CHECKING, Final, Self, Unpack
+from typing import TYPE_CHECKING, Any, Final, Self, Unpack
 
 from millpond import events
 from millpond._bell import ThreadBell
@@ -364,30 +364,57 @@ _crews: Final[weakref.WeakValueDictionary[int, _Crew]] = weakref.WeakValueDictio
 
 @atexit.register
 def _disperse_all() -> None:
-    """Let no worker outlive the interpreter.
+    """Let no worker and no keeper outlive the interpreter.
 
-    A thread that runs on then is ended where it stands, and with it ends what a library keeps for each thread: OpenSSL
-    crashes if that comes while the main thread takes OpenSSL itself down.
-    (test: no_worker_outlives_the_interpreter)
+    A thread that runs on then is ended where it stands. With it ends what a library keeps for each thread: OpenSSL
+    crashes if that comes while the main thread takes OpenSSL itself down. And what it referred to is never finalised,
+    which is the pool and with it, by its callable, perhaps all of the program.
+    (tests: no_worker_outlives_the_interpreter, a_finaliser_that_borrows_when_the_program_has_ended_does_not_wait)
     """
+    global _ending
+    _ending = True
     crews = [crew for ref in _crews.valuerefs() if (crew := ref()) is not None]
+    keepers = [thread for thread in threading.enumerate() if isinstance(thread, _Keeper)]
     for crew in crews:
         crew.disperse()
+    for keeper in keepers:
+        keeper.bell.ring()
     deadline = monotonic() + FAREWELL
     for crew in crews:
         crew.join(deadline)
+    for keeper in keepers:
+        keeper.join(max(0.0, deadline - monotonic()))
+
+
+_ending = False
+"""Whether the program ends: a keeper stays no longer than somebody waits."""
+
+
+class _Keeper(threading.Thread):
+    """The thread that does what time brings to a pool and calls the crews."""
+
+    def __init__(self, ref: weakref.ref[Pool[Any]], bell: ThreadBell, name: str) -> None:
+        super().__init__(name=f"millpond-{name}-keeper", daemon=True)
+        self.bell = bell
+        self._ref = ref
+
+    def run(self) -> None:
+        _keep(self._ref, self.bell)
 
 
 def _hire_keeper(ref: weakref.ref[Pool[C]], bell: ThreadBell, name: str) -> None:
-    keeper = threading.Thread(target=_keep, args=(ref, bell), name=f"millpond-{name}-keeper", daemon=True)
-    # Who waits for a connection asks for one again. From Python 3.12 on, a program that ends begins no thread any more.
-    # (test: a_keeper_who_is_hired_while_a_program_ends_is_not_missed)
-    with suppress(RuntimeError):
-        keeper.start()
+    try:
+        _Keeper(ref, bell, name).start()
+    except RuntimeError as error:
+        # Who waits for a connection asks for a keeper again.
+        # (test: a_keeper_who_is_hired_while_a_program_ends_is_not_missed)
+        pool = ref()
+        if pool is not None:
+            pool._fail_open(error)
 
 
 def _keep(ref: weakref.ref[Pool[C]], bell: ThreadBell) -> None:
-    """Be the keeper of a pool: the thread that does what time brings and calls the crews."""
+    """Be the keeper of a pool."""
     try:
         _keep_on(ref, bell)
     except BaseException:
@@ -664,8 +691,7 @@ class Pool(Shell[C]):
             waiter.sleep(monotonic() + BEAT)
             if waiter.done or monotonic() >= waiter.deadline:
                 return
-            with suppress(RuntimeError):  # no thread is to be had: the next time, perhaps
-                self._kick()
+            self._kick()
         waiter.sleep()
 
     def _await_all(self, enrol: Callable[[Waiter[C], float], None], waiter: _ThreadWaiter[C]) -> None:
@@ -707,7 +733,10 @@ class Pool(Shell[C]):
         if not self._kept:
             # By way of a bare thread, since this is a caller's: an exception that strikes it while it is inside of
             # `Thread.start` would leave the books of `threading` in disorder.
-            _thread.start_new_thread(_hire_keeper, (weakref.ref(self), self._bell, self.name))
+            try:
+                _thread.start_new_thread(_hire_keeper, (weakref.ref(self), self._bell, self.name))
+            except RuntimeError as error:
+                self._fail_open(error)
         unheard = core.chores > 0 and not self._tenders.call()
         if self._opens_wanted() and not self._openers.call():
             unheard = True
@@ -740,14 +769,28 @@ class Pool(Shell[C]):
         if not self._is_unused() or core.outage is not None:
             self._busy = monotonic()
         elif monotonic() - self._busy > LINGER:
+            return self._leave(pause, self._is_unused)
+        return self._leave(pause, self._is_left) if _ending else pause
+
+    def _leave(self, pause: float | None, unneeded: Callable[[], bool]) -> float | None:
+        """Have the keeper leave, unless it is needed."""
+        if unneeded():
             self._kept = 0
             # Whoever comes from here on brings another keeper; for one who has come just before, it stays.
-            if self._is_unused() or not self._employ_keeper(self._bell):
+            if unneeded() or not self._employ_keeper(self._bell):
                 return None
         return pause
 
+    def _is_left(self) -> bool:
+        """Whether nobody waits."""
+        core = self._core
+        return not (core.line or core.warming or core.draining)
+
     def _fail_open(self, error: Exception) -> None:
-        """Tell callers that the system gives no thread to open a connection in, or none any more: the program ends."""
+        """Tell callers that the system gives no thread to open a connection in, or none any more: the program ends.
+
+        From Python 3.12 on, a program that ends begins no thread.
+        """
         if not self._openers.present:
             claim = self._step(self._core.next_open)
             if claim is not None:

@@ -81,6 +81,28 @@ def test_a_finaliser_that_borrows_when_the_program_has_ended_does_not_wait() -> 
     assert {"served", "PoolClosed True pool 'pool' is closed", f"PoolTimeout True pool 'pool' {over}"} >= set(said)
 
 
+BUSY = """
+    import sys
+    from millpond import Pool
+
+    class Finalised:
+        def __del__(self):
+            print("finalised")
+
+    sys.setswitchinterval(1e-6)
+    globals_of_the_program = Finalised()
+    pools = [Pool(lambda: complex(0, 1), max_size=1) for _ in range(100)]
+    for pool in pools:
+        with pool.connection():
+            pass
+"""
+
+
+def test_what_a_program_refers_to_is_finalised_whatever_its_pools_are_doing_when_it_ends() -> None:
+    """CPython ends a thread that is at work then where it stands, and whatever that refers to lives on."""
+    assert run_program(BUSY, "-W", "ignore") == "finalised\n"
+
+
 OPENING = """
     import atexit, socket, time
 

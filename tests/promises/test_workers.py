@@ -84,6 +84,33 @@ def test_callers_learn_at_once_that_no_thread_can_be_started_and_are_served_when
         assert len(failed) == 2
 
 
+THREADLESS = """
+    import logging, threading
+    from millpond import ConnectFailed, Pool
+
+    logging.disable()  # it warns that the pool cannot connect
+
+    def borrow():
+        try:
+            with pool.connection(timeout=5):
+                return "served"
+        except ConnectFailed as error:
+            return repr(error.__cause__)
+
+    pool = Pool(lambda: complex(0, 1), min_size=0)
+    threading.stack_size(1 << 46)  # no address space holds it, so the system gives no thread
+    print(borrow())
+    threading.stack_size(0)
+    while borrow() != "served":
+        pass
+    pool.close()
+"""
+
+
+def test_a_caller_of_a_pool_without_any_thread_learns_that_none_can_be_started() -> None:
+    assert run_program(THREADLESS) == """RuntimeError("can't start new thread")\n"""
+
+
 def test_workers_that_die_while_they_close_have_successors(monkeypatch: pytest.MonkeyPatch) -> None:
     """More of them than work at a time: each leaves its place, and what it was about to close."""
 
