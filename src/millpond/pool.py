@@ -740,7 +740,8 @@ class Pool(Shell[C]):
         unheard = core.chores > 0 and not self._tenders.call()
         if self._opens_wanted() and not self._openers.call():
             unheard = True
-        if unheard:
+        # The keeper itself would find at once what it has just found nobody for.
+        if unheard and self._kept != get_ident():
             self._bell.ring()
 
     def _employ_keeper(self, bell: ThreadBell) -> bool:
@@ -759,7 +760,9 @@ class Pool(Shell[C]):
             self._openers.muster()
         except RuntimeError as error:
             self._fail_open(error)
-        self._tenders.muster()
+        # Where no thread is to be had, what is to be closed waits for the next turn.
+        with suppress(RuntimeError):
+            self._tenders.muster()
         if core.closing and not core.entries:
             # Those who call `close` do so, too, when there is no keeper any more.
             self._openers.dismiss()
@@ -791,10 +794,9 @@ class Pool(Shell[C]):
 
         From Python 3.12 on, a program that ends begins no thread.
         """
-        if not self._openers.present:
-            claim = self._step(self._core.next_open)
-            if claim is not None:
-                self._step(self._core.open_failed, claim, error, False, random())
+        # Nobody is called for what is not wanted: the call itself would end here again.
+        if not self._openers.present and self._opens_wanted():
+            self._step(self._core.give_up_open, error, random())
 
     def _opens_wanted(self) -> int:
         return self._core.opens_wanted(monotonic())

@@ -660,6 +660,20 @@ def test_a_connection_that_dies_while_it_is_checked_is_closed_afterwards() -> No
 # Outage
 
 
+def test_callers_learn_at_once_that_nobody_can_begin_the_open_that_they_wait_for() -> None:
+    bench = Bench(max_size=1)
+    error = RuntimeError("can't start new thread")
+    bench.core.give_up_open(error, 0.0, bench.now)
+    assert bench.core.outage is None, "none was wanted"
+    caller = bench.enrol("caller")
+    bench.core.give_up_open(error, 0.0, bench.now)
+    assert caller.refusal is Refusal.DOWN
+    assert bench.core.outage is not None
+    assert bench.core.outage.cause is error
+    assert not bench.core.opens_wanted(bench.now)
+    bench.check()
+
+
 def test_callers_learn_at_once_that_an_open_failed_when_nothing_else_can_serve_them() -> None:
     bench = Bench(max_size=2)
     callers = [bench.enrol("one"), bench.enrol("two")]

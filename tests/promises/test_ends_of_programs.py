@@ -95,6 +95,8 @@ BUSY = """
     for pool in pools:
         with pool.connection():
             pass
+    for pool in pools:
+        pool.refresh()
 """
 
 

@@ -111,6 +111,37 @@ def test_a_caller_of_a_pool_without_any_thread_learns_that_none_can_be_started()
     assert run_program(THREADLESS) == """RuntimeError("can't start new thread")\n"""
 
 
+CLOSING = """
+    import threading, time
+    from millpond import Pool
+
+    def manage(pool):
+        turns.append(time.monotonic())
+        return its_own(pool)
+
+    turns, its_own = [], Pool._manage
+    Pool._manage = manage
+    pool = Pool(lambda: complex(0, 1))
+    with pool.connection():
+        pass
+    threading.stack_size(1 << 46)
+    pool.refresh()
+    began = time.monotonic()
+    while not (turns and turns[-1] > began + 2):
+        time.sleep(0.1)
+    print(pool.stats().closing, sum(turn > began for turn in turns) < 12)
+    threading.stack_size(0)
+    while pool.stats().closing:
+        time.sleep(0.01)
+    pool.close()
+"""
+
+
+def test_what_nobody_can_be_hired_to_close_is_closed_when_somebody_can() -> None:
+    """Meanwhile the keeper looks twice a second, and says nothing."""
+    assert run_program(CLOSING) == "1 True\n"
+
+
 def test_workers_that_die_while_they_close_have_successors(monkeypatch: pytest.MonkeyPatch) -> None:
     """More of them than work at a time: each leaves its place, and what it was about to close."""
 

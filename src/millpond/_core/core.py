@@ -545,6 +545,12 @@ class Core(Generic[C]):
         self._set_gate()
         self._greet_drained()
 
+    def give_up_open(self, error: BaseException, jitter: float, now: float) -> None:
+        """Note that nobody can be had to begin an open, if one is wanted. `jitter` is random, from 0 up to 1."""
+        claim = self.next_open(now)
+        if claim is not None:
+            self.open_failed(claim, error, False, jitter, now)
+
     def shut(self, now: float) -> None:
         """Get ready for a fork: the gate is up, so that a child is born with it up, and nothing is opened.
 
