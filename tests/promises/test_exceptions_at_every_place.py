@@ -215,9 +215,14 @@ def one_who_does_not_wait(pool: FakePool, connector: FakeConnector, places: Plac
 @case()
 def one_who_does_not_wait_for_what_is_dead(pool: FakePool, connector: FakeConnector, places: Places) -> None:
     be_quiet(pool)
-    pool._core.idle[-1].entry.conn.dead = True
-    with suppress(PoolTimeout), places, pool.connection(timeout=0):
-        pass
+    conn = pool._core.idle[-1].entry.conn
+    conn.dead = True
+    try:
+        with suppress(PoolTimeout), places, pool.connection(timeout=0):
+            pass
+    finally:
+        # If it was lent and called off, it counts as just used, and would be lent once more.
+        conn.dead = False
 
 
 @case()
