@@ -32,6 +32,9 @@ def test_the_example_for_opentelemetry_shows_names_of_the_conventions() -> None:
 def test_the_example_for_logs_shows_the_life_of_a_connection() -> None:
     out, err = run("json_logs")
     told = [json.loads(line) for line in err.splitlines()]
-    assert [line["event"] for line in told] == ["connection_opened", "pool_resized", "pool_closed", "connection_closed"]
+    names = [line["event"] for line in told]
+    # Each thread tells of what it has done, the opener too: the caller may be quicker with what comes after.
+    assert [name for name in names if "connection" in name] == ["connection_opened", "connection_closed"]
+    assert [name for name in names if "pool" in name] == ["pool_resized", "pool_closed"]
     assert {line["pool"] for line in told} == {"orders"}
     assert out == ""

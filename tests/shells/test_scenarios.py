@@ -213,8 +213,9 @@ async def test_a_refused_login_is_not_tried_again_in_the_background(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(outage, "FIRST_REFUSED_PAUSE", 60.0)
-    shell = make(min_size=1, max_size=1, ride_out=True)
+    shell = make(max_size=1, ride_out=True)
     shell.fake.fail_until(lambda: False, PermissionError("wrong password"))
+    shell.pool.resize(min_size=1)
     with pytest.raises(millpond.ConnectFailed, match="is not let in") as caught:
         await shell.acquire()
     assert isinstance(caught.value.__cause__, PermissionError)
@@ -345,8 +346,9 @@ async def test_min_size_is_open_without_being_asked_and_warm_waits_for_it(make: 
 
 
 async def test_warm_says_when_it_took_too_long(make: Make) -> None:
-    shell = make(min_size=1)
+    shell = make()
     shell.fake.hold()
+    shell.pool.resize(min_size=1)
     with pytest.raises(millpond.PoolTimeout, match="has 0 of min_size=1 connections open"):
         await shell.call("warm", 0.02)
     shell.fake.let_go()
@@ -354,8 +356,9 @@ async def test_warm_says_when_it_took_too_long(make: Make) -> None:
 
 
 async def test_warm_says_that_the_server_is_down(make: Make) -> None:
-    shell = make(min_size=1)
+    shell = make()
     shell.fake.fail_next(100)
+    shell.pool.resize(min_size=1)
     with pytest.raises(millpond.ConnectFailed):
         await shell.call("warm")
 
