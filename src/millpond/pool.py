@@ -369,7 +369,7 @@ def _disperse_all() -> None:
     A thread that runs on then is ended where it stands. With it ends what a library keeps for each thread: OpenSSL
     crashes if that comes while the main thread takes OpenSSL itself down. And what it referred to is never finalised,
     which is the pool and with it, by its callable, perhaps all of the program.
-    (tests: no_worker_outlives_the_interpreter, a_finaliser_that_borrows_when_the_program_has_ended_does_not_wait)
+    (tests: no_worker_outlives_the_interpreter, what_a_program_refers_to_is_finalised)
     """
     global _ending
     _ending = True
@@ -771,30 +771,30 @@ class Pool(Shell[C]):
             return None
         if not self._is_unused() or core.outage is not None:
             self._busy = monotonic()
-        elif monotonic() - self._busy > LINGER:
-            return self._leave(pause, self._is_unused)
-        return self._leave(pause, self._is_left) if _ending else pause
-
-    def _leave(self, pause: float | None, unneeded: Callable[[], bool]) -> float | None:
-        """Have the keeper leave, unless it is needed."""
-        if unneeded():
+        if self._may_leave():
+            if _ending:
+                # What is called at the end may borrow still. (test: what_is_idle_is_lent_to_whatever_runs_at_the_end)
+                self._step(core.stop_ticking)
             self._kept = 0
             # Whoever comes from here on brings another keeper; for one who has come just before, it stays.
-            if unneeded() or not self._employ_keeper(self._bell):
+            if self._may_leave() or not self._employ_keeper(self._bell):
                 return None
         return pause
 
-    def _is_left(self) -> bool:
-        """Whether nobody waits."""
+    def _may_leave(self) -> bool:
+        """Whether the keeper is not needed: there has been nothing to keep for a while, or the program ends and nobody
+        waits."""
         core = self._core
-        return not (core.line or core.warming or core.draining)
+        if _ending:
+            return not (core.line or core.warming or core.draining)
+        return self._is_unused() and core.outage is None and monotonic() - self._busy > LINGER
 
     def _fail_open(self, error: Exception) -> None:
         """Tell callers that the system gives no thread to open a connection in, or none any more: the program ends.
 
-        From Python 3.12 on, a program that ends begins no thread.
+        On Python 3.12 it begins none from the moment on when its functions for the end are called.
         """
-        # Nobody is called for what is not wanted: the call itself would end here again.
+        # Only if one is wanted: else whoever has other work done would be called for that, which ends here again.
         if not self._openers.present and self._opens_wanted():
             self._step(self._core.give_up_open, error, random())
 

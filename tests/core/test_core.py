@@ -660,6 +660,21 @@ def test_a_connection_that_dies_while_it_is_checked_is_closed_afterwards() -> No
 # Outage
 
 
+def test_nothing_stood_still_when_nobody_ticks_any_more() -> None:
+    bench = Bench(max_size=2, check_after=100.0)
+    bench.stock(2)
+    bench.core.stop_ticking(bench.now)
+    bench.now += 50.0
+    assert bench.enrol("late").claim is not None
+    assert not bench.core.chores, "nobody is there to check it"
+    assert bench.core.due(bench.now) > bench.now
+    bench.core.tick(False, bench.now)
+    assert not bench.core.chores
+    bench.now += 50.0
+    bench.core.tick(False, bench.now)
+    assert bench.core.chores, "who ticks again, and stops, has stood still"
+
+
 def test_callers_learn_at_once_that_nobody_can_begin_the_open_that_they_wait_for() -> None:
     bench = Bench(max_size=1)
     error = RuntimeError("can't start new thread")

@@ -47,6 +47,7 @@ def assert_whole(pool: Pool[C], size: int, timeout: float = 30.0) -> None:
         assert len({id(conn) for conn in lent}) == size
         assert pool.stats().lent == size
     assert_in_order(pool, size)
+    until(lambda: pool.stats().idle == size, timeout)
 
 
 async def assert_whole_async(pool: AsyncPool[C], size: int, timeout: float = 30.0) -> None:
@@ -56,6 +57,7 @@ async def assert_whole_async(pool: AsyncPool[C], size: int, timeout: float = 30.
         assert len({id(conn) for conn in lent}) == size
         assert pool.stats().lent == size
     assert_in_order(pool, size)
+    await until_seen(lambda: pool.stats().idle == size, timeout)
 
 
 def assert_in_order(pool: Pool[C] | AsyncPool[C], idle: int) -> None:

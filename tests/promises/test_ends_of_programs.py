@@ -81,6 +81,63 @@ def test_a_finaliser_that_borrows_when_the_program_has_ended_does_not_wait() -> 
     assert {"served", "PoolClosed True pool 'pool' is closed", f"PoolTimeout True pool 'pool' {over}"} >= set(said)
 
 
+LATE = """
+    import atexit, time
+
+    def look():
+        time.sleep(1.2)
+        with pool.connection(timeout=2) as conn:
+            print(conn)
+
+    atexit.register(look)  # called after those of what is imported from here on
+
+    from millpond import Pool
+
+    pool = Pool(lambda: complex(0, 1))
+    with pool.connection():
+        pass
+"""
+
+
+def test_what_is_idle_is_lent_to_whatever_runs_at_the_end_however_late() -> None:
+    """The keeper has left by then. On Python 3.12 nobody can be hired to check a connection."""
+    assert run_program(LATE, "-W", "ignore") == "1j\n"
+
+
+TELLING = """
+    import logging, threading, time
+    from millpond import ConnectFailed, Pool
+    from millpond.events import OutageBegan
+
+    class Finalised:
+        def __del__(self):
+            print("finalised")
+
+    def connect():
+        raise ConnectionRefusedError
+
+    def listen(event):
+        if isinstance(event, OutageBegan):
+            telling.set()
+            time.sleep(0.3)
+
+    logging.disable()
+    globals_of_the_program = Finalised()
+    telling = threading.Event()
+    pool = Pool(connect)
+    pool.listen(listen)
+    try:
+        pool.acquire()
+    except ConnectFailed:
+        telling.wait()
+"""
+
+
+def test_what_a_program_refers_to_is_finalised_though_a_keeper_is_at_work_when_it_ends() -> None:
+    """CPython ends a thread that is at work then where it stands, and whatever that refers to lives on."""
+    assert run_program(TELLING, "-W", "ignore") == "finalised\n"
+
+
 BUSY = """
     import sys
     from millpond import Pool
@@ -101,7 +158,6 @@ BUSY = """
 
 
 def test_what_a_program_refers_to_is_finalised_whatever_its_pools_are_doing_when_it_ends() -> None:
-    """CPython ends a thread that is at work then where it stands, and whatever that refers to lives on."""
     assert run_program(BUSY, "-W", "ignore") == "finalised\n"
 
 

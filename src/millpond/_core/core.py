@@ -727,7 +727,7 @@ class Core(Generic[C]):
 
     def due(self, now: float) -> float:
         """When the ticker has to come again."""
-        due = self._ticked + BEAT
+        due = min(self._ticked, now) + BEAT
         outage = self.outage
         if outage is not None and outage.next_try < due and self.opens_wanted(outage.next_try):
             due = max(now, outage.next_try)
@@ -739,9 +739,10 @@ class Core(Generic[C]):
         `slept` says that the machine was suspended, which a monotonic clock does not show.
         """
         settings = self.settings
+        ticked = min(self._ticked, now)
         self.forking = max(0, self.forking - 1)
         self._ask_again()
-        standstill = slept or now - self._ticked > BEAT + GRACE
+        standstill = slept or now - ticked > BEAT + GRACE
         stalled = 0
         spare = len(self.entries) - self._n_closing - settings.min_size
         for entry in self.entries:
@@ -752,7 +753,7 @@ class Core(Generic[C]):
             if state is IDLE:
                 if entry.since > entry.idle_since:
                     # It was lent and returned since the last tick; when is not known, so the longest time is assumed.
-                    entry.idle_since = max(self._ticked, entry.since)
+                    entry.idle_since = max(ticked, entry.since)
                 if entry.doom is not None:
                     self._sweep_due = True
                 elif now >= entry.expires:
@@ -778,6 +779,10 @@ class Core(Generic[C]):
         # Not before, since whoever is cut short has not done it.
         self._ticked = now
         self.sweep(now)
+
+    def stop_ticking(self, now: float) -> None:
+        """Note that no tick comes any more: what is lent late from here on shows no standstill."""
+        self._ticked = math.inf
 
     def _ask_again(self) -> None:
         """Have the budget look for what nobody tells of: a pool that was dropped, a call that was lost."""
