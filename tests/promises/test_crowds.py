@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from collections import deque
 
@@ -143,6 +144,19 @@ def instructions_of_a_loan(connections: int, waiting: int) -> float:
         return count
 
     return asyncio.run(main()) / loans
+
+
+def test_the_finalisers_of_what_others_have_dropped_are_not_counted() -> None:
+    def drop() -> None:
+        pool = AsyncPool(AsyncFakeConnector())
+        pool._droppable = True
+        cycle: list[object] = [pool]
+        cycle.append(cycle)
+
+    for _ in range(40):
+        drop()
+    assert instructions(lambda: [[] for _ in range(300_000)]) == 0
+    gc.collect()
 
 
 @pytest.mark.usefixtures("without_ticks")
