@@ -55,6 +55,10 @@ def without_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(core, "BEAT", 3600.0)
 
 
+OF_THE_PROCESS = ("millpond-maintenance", "millpond-watcher", "millpond-watchdog")
+"""Threads of all pools, which no pool takes with it."""
+
+
 @pytest.fixture(autouse=True)
 def no_thread_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     # Workers go because they are sent home, not because they have found nothing to do for long enough.
@@ -66,7 +70,7 @@ def no_thread_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         left = [
             thread
             for thread in set(threading.enumerate()) - before
-            if thread.name.startswith("millpond-") and thread.name not in ("millpond-watcher", "millpond-watchdog")
+            if thread.name.startswith("millpond-") and thread.name not in OF_THE_PROCESS
         ]
         if not left or time.monotonic() > deadline:
             break

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import _thread
 import atexit
 import math
 import queue
 import sys
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from random import random
 from threading import get_ident
 from time import monotonic, sleep
 from types import CodeType, TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self, Unpack
+from typing import TYPE_CHECKING, Final, Self, Unpack
 
-from millpond import events
-from millpond._bell import ThreadBell
+from millpond import _maintenance, events
 from millpond._by_url import parted
 from millpond._core.core import BEAT, Fitness, Job, Task
 from millpond._core.entry import Claim
@@ -35,7 +35,7 @@ from millpond.records import LeaseRecord
 __all__ = ["Pool", "ThreadLease"]
 
 LINGER: Final = 5.0
-"""Seconds that a worker without work stays, and the keeper of a pool without connections."""
+"""Seconds that a worker without work stays."""
 FAREWELL: Final = 1.0
 """Seconds that the end of the program waits for workers that are still at work."""
 TENDERS: Final = 4
@@ -364,83 +364,21 @@ _crews: Final[weakref.WeakValueDictionary[int, _Crew]] = weakref.WeakValueDictio
 
 @atexit.register
 def _disperse_all() -> None:
-    """Let no worker and no keeper outlive the interpreter.
+    """Let no thread of ours that does anything outlive the interpreter.
 
     A thread that runs on then is ended where it stands. With it ends what a library keeps for each thread: OpenSSL
     crashes if that comes while the main thread takes OpenSSL itself down. And what it referred to is never finalised,
     which is the pool and with it, by its callable, perhaps all of the program.
     (tests: no_worker_outlives_the_interpreter, what_a_program_refers_to_is_finalised)
     """
-    global _ending
-    _ending = True
     crews = [crew for ref in _crews.valuerefs() if (crew := ref()) is not None]
-    keepers = [thread for thread in threading.enumerate() if isinstance(thread, _Keeper)]
     for crew in crews:
         crew.disperse()
-    for keeper in keepers:
-        keeper.bell.ring()
+    _maintenance.end()
     deadline = monotonic() + FAREWELL
     for crew in crews:
         crew.join(deadline)
-    for keeper in keepers:
-        keeper.join(max(0.0, deadline - monotonic()))
-
-
-_ending = False
-"""Whether the program ends: a keeper stays no longer than somebody waits."""
-
-
-class _Keeper(threading.Thread):
-    """The thread that does what time brings to a pool and calls the crews."""
-
-    def __init__(self, ref: weakref.ref[Pool[Any]], bell: ThreadBell, name: str) -> None:
-        super().__init__(name=f"millpond-{name}-keeper", daemon=True)
-        self.bell = bell
-        self._ref = ref
-
-    def run(self) -> None:
-        _keep(self._ref, self.bell)
-
-
-def _hire_keeper(ref: weakref.ref[Pool[C]], bell: ThreadBell, name: str) -> None:
-    try:
-        _Keeper(ref, bell, name).start()
-    except RuntimeError as error:
-        # Who waits for a connection asks for a keeper again.
-        # (test: a_keeper_who_is_hired_while_a_program_ends_is_not_missed)
-        pool = ref()
-        if pool is not None:
-            pool._fail_open(error)
-
-
-def _keep(ref: weakref.ref[Pool[C]], bell: ThreadBell) -> None:
-    """Be the keeper of a pool."""
-    try:
-        _keep_on(ref, bell)
-    except BaseException:
-        # It was struck, or could not even say that it had stumbled. Another takes its post, if it had it.
-        pool = ref()
-        if pool is not None and pool._bell is bell and pool._kept == get_ident():
-            pool._kept = 0
-            pool._kick()
-        raise
-
-
-def _keep_on(ref: weakref.ref[Pool[C]], bell: ThreadBell) -> None:
-    pool = ref()
-    if pool is None or not pool._employ_keeper(bell):
-        return
-    while pool is not None:
-        try:
-            pause = pool._manage()
-        except Exception:
-            log.exception("pool %r: its keeper stumbled and goes on", pool.name)
-            pause = BEAT
-        del pool
-        if pause is None:
-            return
-        bell.wait(pause)
-        pool = ref()
+    _maintenance.join(max(0.0, deadline - monotonic()))
 
 
 class Pool(Shell[C]):
@@ -454,7 +392,7 @@ class Pool(Shell[C]):
     Raises `ValueError` or `TypeError` for settings that cannot work. Nothing is awaited here.
     """
 
-    _bell: ThreadBell
+    _bell: _maintenance.Bell
 
     def __init__(
         self,
@@ -629,6 +567,8 @@ class Pool(Shell[C]):
             for crew in (self._openers, self._tenders):
                 crew.dismiss()
                 crew.join(deadline)
+            self._reporters.disperse()
+            self._reporters.join(deadline)
         else:
             self._tell_unreturned()
 
@@ -681,13 +621,13 @@ class Pool(Shell[C]):
             self._step(self._core.expire, waiter)
 
     def _sleep(self, waiter: _ThreadWaiter[C]) -> None:
-        """Wait until done or until the deadline, and see to it that a keeper comes.
+        """Wait until done or until the deadline, and see to it that the pool is looked after.
 
         CPython gives a thread that is being made the number of its maker: an exception thrown at a caller who hires may
         strike the one that is hired, which is then none.
         (test: a_caller_is_served_though_what_was_thrown_at_him_struck_the_thread_he_was_starting)
         """
-        while not self._kept:
+        while not _maintenance.attends(self._bell):
             waiter.sleep(monotonic() + BEAT)
             if waiter.done or monotonic() >= waiter.deadline:
                 return
@@ -705,13 +645,12 @@ class Pool(Shell[C]):
     # Working.
 
     def _begin(self) -> None:
-        self._kept = 0
-        """The keeper, by the number of its thread; 0 if there is none."""
-        self._busy = monotonic()
-        """When the keeper last had something to keep."""
         super()._begin()
+        self._reports: deque[Callable[[], None]] = deque()
+        """What is to be told beside the maintenance, where nobody else's code runs."""
         self._openers = _Crew(self, "opener", Pool._open_one, Pool._opens_wanted, self._settings.max_opening)
         self._tenders = _Crew(self, "tender", Pool._tend_one, Pool._chores, TENDERS)
+        self._reporters = _Crew(self, "reporter", Pool._report_one, Pool._unreported, 1)
 
     def _before_fork(self) -> None:
         # If a signal handler forks in the middle of a change, the child will do without what it cannot park.
@@ -723,34 +662,24 @@ class Pool(Shell[C]):
     def _identify(self) -> Callable[[], int]:
         return get_ident
 
-    def _hang_bell(self) -> ThreadBell:
-        return ThreadBell()
+    def _hang_bell(self) -> _maintenance.Bell:
+        return _maintenance.Bell(self)
 
     def _kick(self) -> None:
         core = self._core
         if sys.is_finalizing():
             return
-        if not self._kept:
-            # By way of a bare thread, since this is a caller's: an exception that strikes it while it is inside of
-            # `Thread.start` would leave the books of `threading` in disorder.
+        if not _maintenance.attends(self._bell):
             try:
-                _thread.start_new_thread(_hire_keeper, (weakref.ref(self), self._bell, self.name))
+                _maintenance.call(self._bell)
             except RuntimeError as error:
                 self._fail_open(error)
         unheard = core.chores > 0 and not self._tenders.call()
         if self._opens_wanted() and not self._openers.call():
             unheard = True
-        # The keeper itself would find at once what it has just found nobody for.
-        if unheard and self._kept != get_ident():
+        # In its own turn it would find at once what it has just found nobody for.
+        if unheard and not _maintenance.is_current():
             self._bell.ring()
-
-    def _employ_keeper(self, bell: ThreadBell) -> bool:
-        """Let one keeper have the post: callers who need one at the same time bring one each."""
-        with self._lock:
-            if self._kept or bell is not self._bell:
-                return False
-            self._kept = get_ident()
-            return True
 
     def _manage(self) -> float | None:
         """Do what is due and call the crews; return the seconds until something will be, or None when all is over."""
@@ -763,31 +692,61 @@ class Pool(Shell[C]):
         # Where no thread is to be had, what is to be closed waits for the next turn.
         with suppress(RuntimeError):
             self._tenders.muster()
+        if self._reports:
+            # Whoever was to tell them was struck.
+            self._call_reporter()
         if core.closing and not core.entries:
             # Those who call `close` do so, too, when there is no keeper any more.
             self._openers.dismiss()
             self._tenders.dismiss()
-            self._kept = 0
             return None
-        if not self._is_unused() or core.outage is not None:
-            self._busy = monotonic()
-        if self._may_leave():
-            if _ending:
-                # What is called at the end may borrow still. (test: what_is_idle_is_lent_to_whatever_runs_at_the_end)
-                self._step(core.stop_ticking)
-            self._kept = 0
-            # Whoever comes from here on brings another keeper; for one who has come just before, it stays.
-            if self._may_leave() or not self._employ_keeper(self._bell):
-                return None
-        return pause
+        if not self._may_leave():
+            return pause
+        if _maintenance.ends():
+            # What is called at the end may borrow still. (test: what_is_idle_is_lent_to_whatever_runs_at_the_end)
+            self._step(core.stop_ticking)
+        return None
 
     def _may_leave(self) -> bool:
-        """Whether the keeper is not needed: there has been nothing to keep for a while, or the program ends and nobody
-        waits."""
+        """Whether there is nothing to keep, or the program ends and nobody waits."""
         core = self._core
-        if _ending:
+        if core.closing and not core.entries:
+            return True
+        if _maintenance.ends():
             return not (core.line or core.warming or core.draining)
-        return self._is_unused() and core.outage is None and monotonic() - self._busy > LINGER
+        return self._is_unused() and core.outage is None
+
+    def _report(self, level: int, what: str, kind: Callable[..., events.Event], **facts: object) -> None:
+        # Whoever logs or listens may never come back, and the maintenance has other pools to look after.
+        self._report_soon(partial(super()._report, level, what, kind, **facts))
+
+    def _stumbled(self, error: Exception) -> None:
+        self._report_soon(
+            partial(log.error, "pool %r: its maintenance stumbled and goes on", self.name, exc_info=error)
+        )
+
+    def _report_soon(self, report: Callable[[], None]) -> None:
+        self._reports.append(report)
+        self._call_reporter()
+
+    def _call_reporter(self) -> None:
+        try:
+            self._reporters.muster()
+        except RuntimeError:
+            # No thread is to be had, and it should be told all the same.
+            self._report_one()
+
+    def _unreported(self) -> int:
+        return len(self._reports)
+
+    def _report_one(self) -> bool:
+        """Tell what happened first, if anything has; tell whether it did."""
+        try:
+            report = self._reports.popleft()
+        except IndexError:
+            return False
+        report()
+        return True
 
     def _fail_open(self, error: Exception) -> None:
         """Tell callers that the system gives no thread to open a connection in, or none any more: the program ends.
@@ -871,5 +830,6 @@ class Pool(Shell[C]):
             if not (self._droppable or self._core.closing):
                 self._warn_unclosed()
             self._scuttle()
-            self._openers.dismiss()
-            self._tenders.dismiss()
+            for crew in (self._openers, self._tenders, self._reporters):
+                crew.dismiss()
+            self._bell.ring()

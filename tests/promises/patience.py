@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import time
 from collections.abc import Callable, Coroutine
 from typing import Any, Literal, TypeAlias, TypeVar
 
 import anyio
+import pytest
 
-from millpond import AsyncPool, Pool
+from millpond import AsyncPool, Pool, _maintenance
 
 C = TypeVar("C")
 
@@ -74,3 +76,11 @@ def measured(measure: Callable[[], C], good: Callable[[C], bool], attempts: int 
         if good(figure):
             return figure
     return measure()
+
+
+def without_maintenance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the thread leave as soon as no pool has anything to keep, and wait until it has left."""
+    monkeypatch.setattr(_maintenance, "LINGER", 0.01)
+    here = _maintenance._here()
+    here.calls.put(None)
+    until(lambda: gc.collect() >= 0 and not here.present, pause=0.05)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from .children import run_program
 
 PROGRAM = """
@@ -100,7 +102,7 @@ LATE = """
 
 
 def test_what_is_idle_is_lent_to_whatever_runs_at_the_end_however_late() -> None:
-    """The keeper has left by then. On Python 3.12 nobody can be hired to check a connection."""
+    """Nobody looks after the pool by then. On Python 3.12 nobody can be hired to check a connection."""
     assert run_program(LATE, "-W", "ignore") == "1j\n"
 
 
@@ -133,9 +135,29 @@ TELLING = """
 """
 
 
-def test_what_a_program_refers_to_is_finalised_though_a_keeper_is_at_work_when_it_ends() -> None:
+MANAGING = """
+    import threading, time
+    from millpond import Pool
+
+    class Finalised:
+        def __del__(self):
+            print("finalised")
+
+    globals_of_the_program = Finalised()
+    managing = threading.Event()
+    # A function of this program would keep its globals.
+    slow = {"managing": managing, "sleep": time.sleep, "its_own": Pool._manage}
+    exec("def manage(pool): return managing.set() or sleep(0.1) or its_own(pool)", slow)
+    Pool._manage = slow["manage"]
+    pool = Pool(lambda: complex(0, 1), min_size=1)
+    managing.wait()
+"""
+
+
+@pytest.mark.parametrize("program", [TELLING, MANAGING], ids=["telling", "managing"])
+def test_what_a_program_refers_to_is_finalised_though_something_is_done_for_a_pool_when_it_ends(program: str) -> None:
     """CPython ends a thread that is at work then where it stands, and whatever that refers to lives on."""
-    assert run_program(TELLING, "-W", "ignore") == "finalised\n"
+    assert run_program(program, "-W", "ignore") == "finalised\n"
 
 
 BUSY = """
@@ -186,15 +208,15 @@ def test_a_program_that_ends_while_it_opens_its_first_connection_says_nothing() 
 
 
 HIRING = """
-    import _thread, atexit, time, weakref
-    from millpond import Pool, pool
+    import _thread, atexit
+    from millpond import Pool, _maintenance
     from millpond.testing import FakeConnector
 
-    def hire(*whom):
+    def hire():
         # Of two callers that need one at the same time each brings one, and this thread is slow.
         ending.acquire()
         try:
-            pool._hire_keeper(*whom)
+            _maintenance._hire(_maintenance._here())
         finally:
             hired.release()
 
@@ -205,10 +227,10 @@ HIRING = """
     ending, hired = _thread.allocate_lock(), _thread.allocate_lock()
     ending.acquire(), hired.acquire()
     with Pool(FakeConnector()) as used, used.connection():
-        _thread.start_new_thread(hire, (weakref.ref(used), used._bell, used.name))
+        _thread.start_new_thread(hire, ())
     atexit.register(end)
 """
 
 
-def test_a_keeper_who_is_hired_while_a_program_ends_is_not_missed() -> None:
+def test_a_thread_that_is_hired_while_a_program_ends_is_not_missed() -> None:
     assert run_program(HIRING) == ""

@@ -19,7 +19,19 @@ from typing import Any
 import pytest
 
 import millpond.redis
-from millpond import AsyncPool, Budget, ConnectFailed, HostBudget, KeyedPool, Misuse, Pool, PoolTimeout, _fork, _watcher
+from millpond import (
+    AsyncPool,
+    Budget,
+    ConnectFailed,
+    HostBudget,
+    KeyedPool,
+    Misuse,
+    Pool,
+    PoolTimeout,
+    _fork,
+    _maintenance,
+    _watcher,
+)
 from millpond.connectors.sockets import Socket
 from millpond.testing import AsyncFakeConnector, FakeConnector, Valkey
 
@@ -193,6 +205,8 @@ def test_no_lock_of_the_parents_is_held_in_the_child(
         pool._lock,
         pool._openers._lock,
         pool._tenders._lock,
+        pool._reporters._lock,
+        _maintenance._here().lock,
         hosted._lock,
         keyed._lock,
         client._lock,

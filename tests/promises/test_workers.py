@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from millpond import AsyncPool, ConnectFailed, Pool
+from millpond import AsyncPool, ConnectFailed, Pool, _maintenance
 from millpond import pool as pool_of_threads
 from millpond._core.entry import Entry
 from millpond.testing import AsyncFakeConnector, FakeConnection, FakeConnector
 
 from .children import run_program
-from .patience import until, until_seen
+from .patience import until, until_seen, without_maintenance
 from .places import Stop, finalisers_cut
 
 
@@ -138,7 +138,7 @@ CLOSING = """
 
 
 def test_what_nobody_can_be_hired_to_close_is_closed_when_somebody_can() -> None:
-    """Meanwhile the keeper looks twice a second, and says nothing."""
+    """Meanwhile the pool is looked after twice a second, and says nothing."""
     assert run_program(CLOSING) == "1 True\n"
 
 
@@ -164,7 +164,8 @@ def test_workers_that_die_while_they_close_have_successors(monkeypatch: pytest.M
 def test_a_caller_is_served_though_what_was_thrown_at_him_struck_the_thread_he_was_starting(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    hire = pool_of_threads._hire_keeper
+    without_maintenance(monkeypatch)
+    hire = _maintenance._hire
     strikes = [Stop(), Stop()]
 
     def struck(*args: Any) -> None:
@@ -172,12 +173,12 @@ def test_a_caller_is_served_though_what_was_thrown_at_him_struck_the_thread_he_w
             raise strikes.pop()
         hire(*args)
 
-    monkeypatch.setattr(pool_of_threads, "_hire_keeper", struck)
+    monkeypatch.setattr(_maintenance, "_hire", struck)
     with finalisers_cut(Stop) as swallowed, Pool(FakeConnector(), max_size=1) as pool, pool.connection(timeout=30):
         assert len(swallowed) == 2
 
 
-def test_a_keeper_that_is_struck_has_a_successor(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_maintenance_that_is_struck_is_gone_on_with(monkeypatch: pytest.MonkeyPatch) -> None:
     """By what it does in a turn: one that is thrown at its thread may strike the start of another instead."""
     deaths: list[threading.ExceptHookArgs] = []
     monkeypatch.setattr(threading, "excepthook", deaths.append)
@@ -194,7 +195,7 @@ def test_a_keeper_that_is_struck_has_a_successor(monkeypatch: pytest.MonkeyPatch
         with pool.connection(timeout=30):
             pass
         for _ in range(3):
-            until(lambda: pool._kept)
+            until(lambda: _maintenance.attends(pool._bell))
             strikes.append(Stop())
             pool._bell.ring()
             until(lambda: not strikes)
