@@ -14,6 +14,7 @@ from millpond._core.lease import Lease
 from millpond._core.ledger import Share
 from millpond._core.line import Line, Refusal, Waiter
 from millpond._core.outage import Outage
+from millpond._core.pulse import Pulse
 from millpond._core.settings import Settings
 from proof.core.case import Case
 
@@ -139,8 +140,17 @@ class Stand:
         self.case = case
         self.settings = settings
         first = settings[0]
+        self.suspended = 0.0
+        self.pulse = Pulse(NOW, lambda: self.suspended)
         self.core: Core[str] = Core(
-            first, NOW, lost=lambda _: None, whoami=lambda: 0, clock=lambda: NOW, inspect=None, share=share
+            first,
+            NOW,
+            lost=lambda _: None,
+            whoami=lambda: 0,
+            clock=lambda: NOW,
+            inspect=None,
+            pulse=self.pulse,
+            share=share,
         )
         self.share = share
         self.watch: Callable[[], None] | None = None
@@ -193,6 +203,7 @@ class Stand:
         share = self.share
         if share is not None:
             core.declare(share, NOW)
+        core.roused = False
         self.torn = False
         if watch is not None:
             watch()
@@ -421,7 +432,9 @@ class Stand:
 
     def tick(self, slept: bool) -> None:
         """Have the keeper do what time brings."""
-        self.step(self.core.tick, slept)
+        if slept:
+            self.suspended += 60.0
+        self.step(self.core.tick)
 
     def sweep(self) -> None:
         """Have the keeper look at what is idle."""
@@ -520,6 +533,14 @@ class Stand:
         core, floor = self.core, self._floor
         core._ticked -= seconds
         standstill = seconds > 1.0
+        if core.quiet_until is None:
+            self.pulse._looked -= seconds
+        else:
+            # Nothing has to be done for the pool, and somebody looks all the same.
+            core._ticked = NOW
+            core.quiet_until = max(core.quiet_until - seconds, NOW)
+            self.pulse._looked = NOW - seconds
+            self.pulse.look(NOW)
         core._suspected -= seconds
         if NOW - core._suspected >= 1.0:
             core._suspected = -math.inf
@@ -682,7 +703,7 @@ class Stand:
             # Whoever finds a change cut short counts anew.
             (0, 0, 0, core._n_stalled, 0) if self.torn else
             (core._n_opening, core._n_tending, core._n_closing, core._n_stalled, core.line._gaps),
-            core._ticked,
+            (core._ticked, self.pulse._looked, self.pulse.standstills != core._seen, core.quiet_until or 0.0),
             core._suspected,
             NOTHING if outage is None else self._told_outage(outage),
             idle, jobs, line, callers, tuple(opens), tuple(loans), tuple(working), tuple(posting),
@@ -756,12 +777,15 @@ class Stand:
         """Make everything as it was when the picture was taken."""
         core = self.core
         (
-            flags, counts, ticked, suspected, outage, idle, jobs, line, callers, opens, loans, working, posting, lost,
+            flags, counts, times, suspected, outage, idle, jobs, line, callers, opens, loans, working, posting, lost,
             strays, flights, ghosts, warming, draining, share,
         ) = picture  # fmt: skip
         core.gate, core.paused, core.closing, self.torn, core._sweep_due, core.forking, size, self.dropped = flags
         core._n_opening, core._n_tending, core._n_closing, core._n_stalled, gaps = counts
-        core._ticked = ticked
+        core._ticked, self.pulse._looked, stood_still, quiet_until = times
+        core.quiet_until = quiet_until or None
+        self.pulse.standstills = 1
+        core._seen = 0 if stood_still else 1
         core._suspected = suspected
         core._configure(self.settings[size])
         core.generation = 1

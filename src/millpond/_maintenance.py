@@ -14,28 +14,36 @@ turn to every pool there is.
 from __future__ import annotations
 
 import _thread
-import logging
 import os
 import queue
 import threading
+import time
 import weakref
 from contextlib import suppress
 from threading import get_ident
 from time import monotonic, sleep
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from millpond import _fork
-from millpond._core.core import BEAT
+from millpond._core.pulse import BEAT, Pulse
 from millpond._core.schedule import Schedule
 
-__all__ = ["Attended", "Bell", "attends", "call", "end", "ends", "join"]
+__all__ = ["Attended", "Bell", "attends", "call", "end", "ends", "join", "pulse"]
 
 LINGER: Final = 5.0
 """Seconds that the thread stays when no pool has anything to keep."""
 INSTANT: Final = 0.001
 """Seconds that it rests at least when it waits: under gevent a wait of no time gives nobody else a turn."""
 
-log: Final = logging.getLogger("millpond")
+
+def _suspended_for() -> float:
+    """Return the seconds that the machine has been suspended since it started, where the system tells."""
+    boot = getattr(time, "CLOCK_BOOTTIME", None)
+    return 0.0 if boot is None else time.clock_gettime(boot) - monotonic()
+
+
+pulse: Final = Pulse(monotonic(), _suspended_for)
+"""Whether this process stood still. The keepers of pools for tasks look, too, so that it is known without a thread."""
 
 
 class Attended(Protocol):
@@ -67,16 +75,23 @@ class Bell:
         self.pool = weakref.ref(pool)
         self._rung = False
         self.attended = False
-        """Whether the pool is looked after without being called."""
+        """Whether the pool gets turns without being called. A thread that begins gives one to each pool, so it stays
+        true when another begins."""
         # A ring may come from a finaliser when the interpreter has taken modules apart.
         self._calls = _here().calls
 
     def ring(self) -> None:
         """Have the pool get a turn, if the thread is there. It takes no lock, so that finalisers and signal handlers
         may call it, in any thread."""
-        if not self._rung:
+        if self._rung:
+            return
+        try:
             self._rung = True
             self._calls.put(self)
+        except BaseException:
+            # It has not rung, perhaps; twice does no harm.
+            self._rung = False
+            raise
 
     def heard(self) -> Attended | None:
         """Return the pool, whose turn begins: whoever rings from here on finds nobody has."""
@@ -92,8 +107,6 @@ class _Maintenance:
         """Who is to have a turn; None has the thread only look around."""
         self.thread: threading.Thread | None = None
         self.lock = threading.Lock()
-        self.ending = False
-        """Whether the program ends: nobody is looked after for longer than somebody waits there."""
 
     @property
     def present(self) -> bool:
@@ -123,22 +136,33 @@ class _Maintenance:
             self._serve_on(Schedule())
         except BaseException:
             # Struck. Another takes the post, if the system gives one now; else whoever calls next brings it.
-            self.thread = None
-            with suppress(RuntimeError):
-                self.hire()
+            if self._resign():
+                with suppress(RuntimeError):
+                    self.hire()
             raise
+
+    def _resign(self) -> bool:
+        """Give up the post; tell whether it was this thread's."""
+        with self.lock:
+            if self.thread is not threading.current_thread():
+                return False
+            self.thread = None
+            return True
 
     def call_all(self) -> None:
         """Give all pools a turn, those too that believe to be looked after."""
-        for pool in _fork.pools():
-            bell = getattr(pool, "_bell", None)
-            if isinstance(bell, Bell):
-                self.calls.put(bell)
+        for pool in _attended():
+            self.calls.put(pool._bell)
         self.calls.put(None)
 
     def _serve_on(self, schedule: Schedule[Bell]) -> None:
+        seen = pulse.look(monotonic())
         while True:
             bell = self._next_call(schedule.next(), idle=not len(schedule))
+            if pulse.look(monotonic()) != seen:
+                # What is idle may be dead, also that of pools which are not due for long.
+                seen = pulse.standstills
+                self.call_all()
             if bell is not None:
                 self._give_turn(bell, schedule)
             due = schedule.take(monotonic())
@@ -148,20 +172,20 @@ class _Maintenance:
                 return
 
     def _next_call(self, due: float, *, idle: bool) -> Bell | None:
-        """Wait for a call, no longer than until something is due."""
-        wait = due - monotonic()
+        """Wait for a call, no longer than until something is due, or the pulse is to be looked at."""
+        wait = min(due - monotonic(), BEAT)
         if idle:
-            wait = 0.0 if self.ending else LINGER
+            wait = 0.0 if _ending else LINGER
         with suppress(queue.Empty):
             if wait > 0:
-                return self.calls.get(timeout=min(max(wait, INSTANT), threading.TIMEOUT_MAX))
+                return self.calls.get(timeout=max(wait, INSTANT))
             sleep(0)  # for gevent
             return self.calls.get_nowait()
         return None
 
     def _may_leave(self) -> bool:
         """Leave, unless a call has come."""
-        self.thread = None
+        self._resign()
         # Whoever calls from here on brings another; for one who has called just before, this one stays.
         return self.calls.empty() or not self.employ()
 
@@ -170,7 +194,7 @@ class _Maintenance:
         pause = None if pool is None else self._turn(pool)
         if pause is not None:
             bell.attended = True
-            schedule.put(bell, monotonic() + pause)
+            schedule.put(bell, monotonic() + max(pause, INSTANT))
             return
         schedule.remove(bell)
         bell.attended = False
@@ -192,21 +216,18 @@ def _hire(maintenance: _Maintenance) -> None:
     except RuntimeError as error:
         # Who waits for a connection asks again.
         # (test: a_thread_that_is_hired_while_a_program_ends_is_not_missed)
-        _let_down(maintenance, error)
+        if not maintenance.present:
+            for pool in _attended():
+                pool._fail_open(error)
 
 
-def _let_down(maintenance: _Maintenance, error: Exception) -> None:
-    """Tell those who have called that nobody can be had."""
-    while True:
-        try:
-            bell = maintenance.calls.get_nowait()
-        except queue.Empty:
-            return
-        pool = None if bell is None else bell.heard()
-        if pool is not None:
-            pool._fail_open(error)
+def _attended() -> list[Any]:
+    """Return the pools for threads."""
+    return [pool for pool in _fork.pools() if isinstance(getattr(pool, "_bell", None), Bell)]
 
 
+_ending = False
+"""Whether the program ends: a pool is looked after only as long as somebody waits there."""
 _of_process: Final[dict[int, _Maintenance]] = {}
 """By the number of the process: what there is in a parent is nothing for its child."""
 
@@ -228,16 +249,18 @@ def attends(bell: Bell) -> bool:
 def call(bell: Bell) -> None:
     """Have a pool get a turn; the thread is hired if there is none. Raises `RuntimeError` if the system gives none."""
     here = _here()
-    here.calls.put(bell)
+    bell.ring()
     if not here.present:
         here.hire()
 
 
 def end() -> None:
     """Have the thread leave when no pool needs it any more: the program ends."""
-    here = _here()
-    here.ending = True
-    here.call_all()
+    global _ending
+    _ending = True
+    # What is called at the end may borrow still. (test: what_is_idle_is_lent_to_whatever_runs_at_the_end)
+    pulse.stop()
+    _here().call_all()
 
 
 def is_current() -> bool:
@@ -248,7 +271,7 @@ def is_current() -> bool:
 
 def ends() -> bool:
     """Whether the program ends."""
-    return _here().ending
+    return _ending
 
 
 def join(timeout: float) -> None:

@@ -25,7 +25,7 @@ from random import random
 from types import FrameType, TracebackType
 from typing import Any, Final, Generic, NoReturn, Protocol, TypeVar, cast
 
-from millpond import _fork, _watcher, events
+from millpond import _fork, _maintenance, _watcher, events
 from millpond._core.core import Core, Fitness, Job, Task
 from millpond._core.entry import Claim, Entry, Reason, State
 from millpond._core.lease import Lease, let_go
@@ -46,10 +46,6 @@ C = TypeVar("C")
 T = TypeVar("T")
 
 log: Final = logging.getLogger("millpond")
-
-SUSPENDED: Final = 1.0
-"""Seconds by which the boot-time clock must outrun the monotonic one to show that the machine was suspended."""
-
 
 RESET: Final = frozenset({Condition.CLEAN, Condition.UNPROVED})
 """What a connection may be after a reset."""
@@ -138,10 +134,10 @@ class Shell(ABC, Generic[C]):
             whoami=self._identify(),
             clock=time.monotonic,
             inspect=self._inspect,
+            pulse=_maintenance.pulse,
             silent=getattr(self._inspector, "silent", None),
             share=self._join(),
         )
-        self._suspended = _suspended_for()
         self._sample = Sample()
         self._outage_since: float | None = None
         """When the outage began that was told of last, if it is not over."""
@@ -253,14 +249,18 @@ class Shell(ABC, Generic[C]):
                 if share is not None:
                     core.declare(share, now)
                 work = core.chores or core.opens_wanted(now) or (share is not None and share.wants)
+                roused, core.roused = core.roused, False
                 self._torn = False
         except BaseException as cut:
             let_go(cut)
             raise
+        if roused:
+            # If this is cut before it rings, whoever borrows ticks once a second, and rings.
+            self._bell.ring()
         if share is not None and share.stirred:
             share.stirred = False
             cast("Budget", self._settings.budget)._settle()
-        if work:
+        if work or roused:
             self._kick()
         return outcome
 
@@ -295,12 +295,8 @@ class Shell(ABC, Generic[C]):
                 )
             self._lost.popleft()
         now = time.monotonic()
-        suspended = _suspended_for()
-        slept = suspended - self._suspended > SUSPENDED
-        if slept or now >= core.due(now):
-            self._step(core.tick, slept)
-            # Not before, since whoever is cut short has not told of it.
-            self._suspended = suspended
+        if now >= core.due(now):
+            self._step(core.tick)
             if self._noted:
                 self._tell_leaks(now)
             if self._sample.wanted:
@@ -954,9 +950,3 @@ def _without_text(error: BaseException) -> BaseException:
                 one.__context__ = None
         left += [each for each in (one.__cause__, one.__context__, *members) if each is not None]
     return error
-
-
-def _suspended_for() -> float:
-    """Return the seconds that the machine has been suspended since it started, where the system tells."""
-    boot = getattr(time, "CLOCK_BOOTTIME", None)
-    return 0.0 if boot is None else time.clock_gettime(boot) - time.monotonic()

@@ -14,7 +14,7 @@ from time import monotonic
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar, Unpack
 
-from millpond import events
+from millpond import _maintenance, events
 from millpond._extras import extra
 
 with extra("async"):
@@ -587,11 +587,13 @@ class AsyncPool(Shell[C]):
         """Do what is due and start the work; return the seconds until something will be, or None when all is over."""
         while (waiter := self._deadlines.due(monotonic())) is not None:
             self._step(self._core.expire, waiter)
+        _maintenance.pulse.look(monotonic())
         pause = self._attend()
         self._kick()
         if self._core.closing and not self._core.entries:
             return None
-        return max(0.0, min(pause, self._deadlines.next() - monotonic()))
+        # Nobody else may look whether the process stands still.
+        return max(0.0, min(pause, BEAT, self._deadlines.next() - monotonic()))
 
     async def _open_all(self) -> None:
         """Open connections as long as they are wanted."""

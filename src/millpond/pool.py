@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import atexit
 import math
 import queue
@@ -38,6 +39,10 @@ LINGER: Final = 5.0
 """Seconds that a worker without work stays."""
 FAREWELL: Final = 1.0
 """Seconds that the end of the program waits for workers that are still at work."""
+PATIENCE: Final = 5.0
+"""Seconds after which one who waits sees to it again that the pool is looked after."""
+REPORTS: Final = 1000
+"""So many outages, leaks and losses are kept for a listener that does not come back; the oldest are dropped."""
 TENDERS: Final = 4
 """How many threads of a pool may check, reset and close at once."""
 
@@ -627,12 +632,13 @@ class Pool(Shell[C]):
         strike the one that is hired, which is then none.
         (test: a_caller_is_served_though_what_was_thrown_at_him_struck_the_thread_he_was_starting)
         """
-        while not _maintenance.attends(self._bell):
-            waiter.sleep(monotonic() + BEAT)
+        while True:
+            attended = _maintenance.attends(self._bell)
+            waiter.sleep(monotonic() + (PATIENCE if attended else BEAT))
             if waiter.done or monotonic() >= waiter.deadline:
                 return
-            self._kick()
-        waiter.sleep()
+            if not attended:
+                self._kick()
 
     def _await_all(self, enrol: Callable[[Waiter[C], float], None], waiter: _ThreadWaiter[C]) -> None:
         """Wait for a state of the whole pool, until the waiter's deadline."""
@@ -646,7 +652,7 @@ class Pool(Shell[C]):
 
     def _begin(self) -> None:
         super()._begin()
-        self._reports: deque[Callable[[], None]] = deque()
+        self._reports: deque[Callable[[], None]] = deque(maxlen=REPORTS)
         """What is to be told beside the maintenance, where nobody else's code runs."""
         self._openers = _Crew(self, "opener", Pool._open_one, Pool._opens_wanted, self._settings.max_opening)
         self._tenders = _Crew(self, "tender", Pool._tend_one, Pool._chores, TENDERS)
@@ -683,7 +689,8 @@ class Pool(Shell[C]):
 
     def _manage(self) -> float | None:
         """Do what is due and call the crews; return the seconds until something will be, or None when all is over."""
-        pause = self._attend()
+        # Who is called here for what is due now looks for more when that is done.
+        pause = self._attend() or BEAT
         core = self._core
         try:
             self._openers.muster()
@@ -693,19 +700,15 @@ class Pool(Shell[C]):
         with suppress(RuntimeError):
             self._tenders.muster()
         if self._reports:
-            # Whoever was to tell them was struck.
+            # Whoever was to tell them was struck, or could not be had.
             self._call_reporter()
+            pause = min(pause, BEAT)
         if core.closing and not core.entries:
             # Those who call `close` do so, too, when there is no keeper any more.
             self._openers.dismiss()
             self._tenders.dismiss()
             return None
-        if not self._may_leave():
-            return pause
-        if _maintenance.ends():
-            # What is called at the end may borrow still. (test: what_is_idle_is_lent_to_whatever_runs_at_the_end)
-            self._step(core.stop_ticking)
-        return None
+        return None if self._may_leave() else pause
 
     def _may_leave(self) -> bool:
         """Whether there is nothing to keep, or the program ends and nobody waits."""
@@ -714,7 +717,7 @@ class Pool(Shell[C]):
             return True
         if _maintenance.ends():
             return not (core.line or core.warming or core.draining)
-        return self._is_unused() and core.outage is None
+        return self._is_unused() and core.outage is None and not self._reports
 
     def _report(self, level: int, what: str, kind: Callable[..., events.Event], **facts: object) -> None:
         # Whoever logs or listens may never come back, and the maintenance has other pools to look after.
@@ -730,11 +733,9 @@ class Pool(Shell[C]):
         self._call_reporter()
 
     def _call_reporter(self) -> None:
-        try:
+        # Where no thread is to be had, it waits for the next turn.
+        with suppress(RuntimeError):
             self._reporters.muster()
-        except RuntimeError:
-            # No thread is to be had, and it should be told all the same.
-            self._report_one()
 
     def _unreported(self) -> int:
         return len(self._reports)
@@ -826,10 +827,22 @@ class Pool(Shell[C]):
         return described(borrower)
 
     def __del__(self) -> None:
-        if self.__dict__.get("_made"):
-            if not (self._droppable or self._core.closing):
-                self._warn_unclosed()
-            self._scuttle()
-            for crew in (self._openers, self._tenders, self._reporters):
-                crew.dismiss()
-            self._bell.ring()
+        if not self.__dict__.get("_made"):
+            return
+        if _maintenance.is_current() and not sys.is_finalizing():
+            # What it warns, tells and frees may take long. It lives on for that, and is not finalised again.
+            with suppress(RuntimeError):
+                _thread.start_new_thread(self._dispose, ())
+                return
+        self._dispose()
+
+    def _dispose(self) -> None:
+        """End a pool that was dropped."""
+        if not (self._droppable or self._core.closing):
+            self._warn_unclosed()
+        while self._report_one():
+            pass
+        self._scuttle()
+        for crew in (self._openers, self._tenders, self._reporters):
+            crew.dismiss()
+        self._bell.ring()

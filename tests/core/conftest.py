@@ -11,6 +11,7 @@ from millpond._core.entry import Claim, Entry, State
 from millpond._core.lease import Lease
 from millpond._core.ledger import Share
 from millpond._core.line import Refusal, Waiter
+from millpond._core.pulse import Pulse
 from millpond._core.settings import Options, Settings
 from millpond.connector import Condition
 
@@ -48,6 +49,8 @@ class Bench:
     def __init__(self, share: Share | None = None, **options: Any) -> None:
         self.now = 1000.0
         self.lost: list[Entry[str]] = []
+        self.suspended = 0.0
+        self.pulse = Pulse(self.now, lambda: self.suspended)
         self.core: Core[str] = Core(
             Settings(**options),
             self.now,
@@ -55,6 +58,7 @@ class Bench:
             whoami=lambda: 7,
             clock=lambda: self.now,
             inspect=None,
+            pulse=self.pulse,
             share=share,
         )
         self.made = 0
@@ -122,14 +126,29 @@ class Bench:
                 self.core.tended(job, sound, self.now)
         return done
 
-    def tick(self, seconds: float = 0.0, *, slept: bool = False) -> None:
+    def tick(self, seconds: float = 0.0) -> None:
         """Let time pass, with a ticker that is never late."""
         until = self.now + seconds
         while self.now + 0.5 < until:
             self.now += 0.5
-            self.core.tick(slept, self.now)
+            self.core.tick(self.now)
         self.now = until
-        self.core.tick(slept, self.now)
+        self.core.tick(self.now)
+
+    def keep(self, seconds: float) -> int:
+        """Let time pass as a shell does: it ticks when a tick is due, and looks at the pulse; count the ticks."""
+        until, ticks = self.now + seconds, 0
+        while self.now < until:
+            self.now = min(self.now + 0.5, until)
+            self.pulse.look(self.now)
+            if self.now >= self.core.due(self.now):
+                self.core.tick(self.now)
+                ticks += 1
+        return ticks
+
+    def suspend(self) -> None:
+        """Have the machine be suspended for a minute, which the clock does not show."""
+        self.suspended += 60.0
 
     def fill(self, count: int) -> list[Claim[str]]:
         """Lend that many connections, newly opened."""

@@ -307,7 +307,7 @@ def test_what_is_being_opened_during_a_standstill_is_checked_before_it_is_lent()
     caller = bench.enrol("caller")
     opening = bench.start()
     bench.now += 5
-    bench.core.tick(False, bench.now)
+    bench.core.tick(bench.now)
     bench.finish(opening)
     assert caller.claim is None
     assert bench.work() == ["check"]
@@ -322,7 +322,7 @@ def test_what_is_being_checked_during_a_standstill_is_checked_again() -> None:
     job = bench.core.next_chore(bench.now)
     assert job is not None
     bench.now += 5
-    bench.core.tick(False, bench.now)
+    bench.core.tick(bench.now)
     bench.core.tended(job, True, bench.now)
     caller = bench.enrol("caller")
     assert caller.claim is None
@@ -483,10 +483,11 @@ def test_an_idle_connection_is_asked_every_so_often() -> None:
 def test_a_connection_idle_for_long_is_asked_before_it_is_lent() -> None:
     bench = Bench(max_size=1, check_after=10.0)
     (entry,) = bench.stock(1)
-    bench.tick(9.0)
-    assert entry.good_until > bench.now
-    bench.tick(1.0)
-    assert not entry.good_until > bench.now
+    bench.tick(10.0)
+    caller = bench.enrol("in time")
+    assert caller.claim is not None
+    bench.core.cancel(caller, bench.now)
+    bench.tick(10.0)
     bench.now += 0.001
     assert bench.lease().enter() is None
     assert bench.core.opens_wanted(bench.now) == 0, "the check will bring a connection"
@@ -551,7 +552,7 @@ def test_a_process_that_stood_still_doubts_what_it_knew() -> None:
     bench = Bench(max_size=2)
     entries = bench.stock(2)
     bench.now += 60.0
-    bench.core.tick(False, bench.now)
+    bench.core.tick(bench.now)
     assert [entry.state for entry in entries] == [State.CHECKING, State.CHECKING]
     assert bench.work() == ["check", "check"]
 
@@ -560,7 +561,7 @@ def test_what_was_on_loan_during_a_standstill_is_checked_before_it_is_lent_again
     bench = Bench(max_size=1)
     (claim,) = bench.fill(1)
     bench.now += 60
-    bench.core.tick(False, bench.now)
+    bench.core.tick(bench.now)
     assert claim.entry.suspect
     bench.give(claim)
     caller = bench.enrol("caller")
@@ -580,7 +581,8 @@ def test_a_caller_who_is_back_before_the_ticker_after_a_standstill_gets_nothing_
 def test_a_machine_that_was_suspended_doubts_too() -> None:
     bench = Bench(max_size=1)
     (entry,) = bench.stock(1)
-    bench.core.tick(True, bench.now)
+    bench.suspend()
+    bench.core.tick(bench.now)
     assert entry.state is State.CHECKING
 
 
@@ -649,7 +651,8 @@ def test_a_borrower_who_comes_before_the_sweep_does_not_get_the_dead_one() -> No
 def test_a_connection_that_dies_while_it_is_checked_is_closed_afterwards() -> None:
     bench = Bench(max_size=1)
     (entry,) = bench.stock(1)
-    bench.tick(0.1, slept=True)
+    bench.suspend()
+    bench.tick(0.1)
     job = bench.core.next_chore(bench.now)
     assert job is not None
     bench.core.condemn(entry, Reason.HUNG_UP, bench.now)
@@ -663,16 +666,12 @@ def test_a_connection_that_dies_while_it_is_checked_is_closed_afterwards() -> No
 def test_nothing_stood_still_when_nobody_ticks_any_more() -> None:
     bench = Bench(max_size=2, check_after=100.0)
     bench.stock(2)
-    bench.core.stop_ticking(bench.now)
+    bench.pulse.stop()
     bench.now += 50.0
     assert bench.enrol("late").claim is not None
     assert not bench.core.chores, "nobody is there to check it"
-    assert bench.core.due(bench.now) > bench.now
-    bench.core.tick(False, bench.now)
+    bench.core.tick(bench.now)
     assert not bench.core.chores
-    bench.now += 50.0
-    bench.core.tick(False, bench.now)
-    assert bench.core.chores, "who ticks again, and stops, has stood still"
 
 
 def test_callers_learn_at_once_that_nobody_can_begin_the_open_that_they_wait_for() -> None:
@@ -1254,7 +1253,8 @@ def test_audit_strikes_off_what_is_closed() -> None:
 def test_a_job_that_comes_back_after_its_entry_has_ended_changes_nothing() -> None:
     bench = Bench(max_size=1)
     bench.stock(1)
-    bench.tick(0.1, slept=True)
+    bench.suspend()
+    bench.tick(0.1)
     job = bench.core.next_chore(bench.now)
     assert job is not None
     bench.core.lost(job.entry, bench.now)

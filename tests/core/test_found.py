@@ -31,7 +31,7 @@ def test_a_tick_that_is_cut_short_after_a_standstill_is_done_again(monkeypatch: 
     with monkeypatch.context() as patched:
         patched.setattr(type(bench.core), "_doubt", lambda self, entry: struck(entry))
         with pytest.raises(Struck):
-            bench.core.tick(False, bench.now)
+            bench.core.tick(bench.now)
     bench.core.audit(bench.now)
     assert bench.lease().enter() is None
     assert entry.state is State.CHECKING, "nobody has asked it since the process stood still"

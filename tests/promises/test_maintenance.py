@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from millpond import KeyedPool, Pool, _maintenance, events
+from millpond import KeyedPool, Pool, PoolClosed, _maintenance, events
 from millpond import pool as pool_of_threads
+from millpond._core.entry import Reason
 from millpond.testing import FakeConnection, FakeConnector
 
 from .children import forked
@@ -49,7 +50,7 @@ def test_the_thread_leaves_when_no_pool_has_anything_to_keep_and_comes_again(mon
         with Pool(FakeConnector()) as pool:
             with pool.connection(30):
                 pass
-            assert _maintenance.attends(pool._bell)
+            until(lambda: _maintenance.attends(pool._bell))
         until(lambda: not _maintenance._here().present)
 
 
@@ -58,6 +59,8 @@ def test_a_pool_that_is_dropped_does_not_keep_the_thread(monkeypatch: pytest.Mon
     pool = Pool(FakeConnector())
     with pool.connection(30):
         pass
+    core = pool._core
+    until(lambda: core.quiet_until is not None)  # it is not due for minutes
     with pytest.warns(ResourceWarning, match="never closed"):
         del pool
         until(lambda: gc.collect() >= 0 and not _maintenance._here().present, pause=0.05)
@@ -133,20 +136,26 @@ def test_a_pool_that_stumbles_holds_up_no_other_and_says_so(
     assert "a stone" in caplog.text
 
 
-def test_what_is_reported_is_reported_though_nobody_can_be_hired_to_do_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    start = threading.Thread.start
+def test_what_nobody_can_be_hired_to_report_is_reported_when_somebody_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And never in the thread that has other pools to look after."""
+    start, refused = threading.Thread.start, list[str]()
 
     def refuse(thread: threading.Thread) -> None:
-        if thread.name.endswith("reporter"):
+        if thread.name.endswith("reporter") and len(refused) < 3:
+            refused.append(thread.name)
             raise RuntimeError("can't start new thread")
         start(thread)
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
-    told: list[events.Event] = []
+    told: list[str] = []
     with Pool(FakeConnector(), leak_after=0.05) as pool:
-        pool.listen(told.append)
+        pool.listen(
+            lambda event: told.append(threading.current_thread().name) if type(event) is events.LeakSuspected else None
+        )
         with pool.connection(30):
-            until(lambda: any(isinstance(event, events.LeakSuspected) for event in told))
+            until(lambda: told)
+    assert len(refused) == 3
+    assert told == ["millpond-pool-reporter"]
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -165,6 +174,164 @@ def test_a_report_is_told_though_the_one_before_ended_whoever_told_it() -> None:
             until(lambda: len(told) == 2)
 
 
+@pytest.mark.filterwarnings("ignore:pool 'dropped'.* was never closed:ResourceWarning")
+def test_a_pool_that_dies_in_its_turn_holds_up_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is freed then is freed by another thread: to free it may take long, and a listener hears of it."""
+    freeing, over = list[str](), threading.Event()
+
+    class Slow(FakeConnector):
+        def abandon(self, conn: FakeConnection) -> None:
+            freeing.append(threading.current_thread().name)
+            over.wait(30)
+
+    manage = Pool._manage
+    turning, dropped = threading.Event(), threading.Event()
+
+    def manage_slowly(pool: Pool[Any]) -> float | None:
+        if pool.name == "dropped" and freeing == []:
+            turning.set()
+            dropped.wait(30)
+        return manage(pool)
+
+    pool = Pool(Slow(), name="dropped")
+    with pool.connection(30):
+        pass
+    crew = pool._openers
+    until(lambda: crew._resting)  # nobody else has it in hand
+    monkeypatch.setattr(Pool, "_manage", manage_slowly)
+    pool._bell.ring()
+    assert turning.wait(30)
+    del pool
+    dropped.set()
+    until(lambda: freeing)
+    try:
+        with Pool(FakeConnector()) as other, other.connection(5):
+            pass
+    finally:
+        over.set()
+    assert "millpond-maintenance" not in freeing
+
+
+def test_a_thread_that_cannot_be_had_takes_nothing_from_the_one_that_is_there() -> None:
+    """Of two callers who need one at once each may bring one, and for the second the system has none."""
+    here = _maintenance._here()
+    with Pool(FakeConnector(), max_idle=0.1) as pool:
+        with pool.connection(30):
+            pass
+        here.calls.put(pool._bell)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(threading.Thread, "start", lambda thread: _raise(RuntimeError("can't start new thread")))
+            _maintenance._hire(here)
+        until(lambda: pool.stats().closes == {"max_idle": 1})
+
+
+def test_nobody_is_refused_for_a_thread_that_was_not_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = threading.Event()
+    with Pool(FakeConnector()) as pool:
+        manage = pool._manage
+        monkeypatch.setattr(pool, "_manage", lambda: manage() if held.is_set() else 0.05)
+        caller = threading.Thread(target=lambda: pool.release(pool.acquire(30)))
+        caller.start()
+        until(lambda: pool.stats().waiting and _maintenance.attends(pool._bell))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(threading.Thread, "start", lambda thread: _raise(RuntimeError("can't start new thread")))
+            _maintenance._hire(_maintenance._here())
+        assert pool.stats().waiting == 1
+        held.set()
+        caller.join()
+        assert pool.stats().refusals == 0
+
+
+def _raise(error: Exception) -> None:
+    raise error
+
+
+def test_a_pool_that_is_used_in_the_very_moment_in_which_it_had_nothing_to_keep_is_looked_after() -> None:
+    with Pool(FakeConnector(), max_idle=0.1) as pool:
+        with pool.connection(30):
+            pass
+        manage, used = pool._manage, list[bool]()
+
+        def manage_and_be_used() -> float | None:
+            pause = manage()
+            if pause is None and not used:
+                used.append(pool._bell.attended)
+                caller = threading.Thread(target=lambda: pool.release(pool.acquire(30)))
+                caller.start()
+                caller.join()
+            return pause
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(pool, "_manage", manage_and_be_used)
+            until(lambda: pool.stats().closes == {"max_idle": 2})
+        assert used == [True]
+
+
+def test_nothing_spins_while_whoever_opens_is_held_up_by_a_listener() -> None:
+    class Down(FakeConnector):
+        def open(self, timeout: float) -> FakeConnection:
+            raise ConnectionRefusedError
+
+    held, over = threading.Event(), threading.Event()
+
+    def listen(event: events.Event) -> None:
+        if isinstance(event, events.OpenFailed):
+            held.set()
+            over.wait(30)
+
+    with Pool(Down(), ride_out=True, max_opening=1, timeout=60.0) as pool:
+        pool.listen(listen)
+
+        def wait() -> None:
+            with pytest.raises(PoolClosed):
+                pool.acquire()
+
+        caller = threading.Thread(target=wait)
+        caller.start()
+        assert held.wait(30)
+        turns: list[float] = []
+        manage = pool._manage
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(pool, "_manage", lambda: turns.append(time.monotonic()) or manage())  # type: ignore[func-returns-value]
+            time.sleep(1.0)
+        over.set()
+        pool.close()
+        caller.join()
+    assert 1 <= len(turns) <= 4
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_who_waits_is_served_though_whoever_looked_after_the_pool_is_gone_without_a_successor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pool_of_threads, "PATIENCE", 0.2)
+    here = _maintenance._here()
+
+    def end() -> None:
+        raise KeyboardInterrupt
+
+    def refuse(_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with Pool(FakeConnector(), max_size=1) as pool, Pool(FakeConnector()) as other:
+        conn, served = pool.acquire(30), list[FakeConnection]()
+        with other.connection(30):
+            pass
+        caller = threading.Thread(target=lambda: served.append(pool.acquire(60)))
+        caller.start()
+        until(lambda: pool.stats().waiting and _maintenance.attends(pool._bell))
+        with monkeypatch.context() as patch:
+            patch.setattr(_maintenance._Maintenance, "hire", refuse)
+            patch.setattr(other, "_manage", end)
+            other._bell.ring()
+            until(lambda: not here.present)
+            pool._core.condemn(next(iter(pool._core.entries)), Reason.DISCARDED, time.monotonic())
+            pool.release(conn)
+        # Nobody but the one who waits comes to this pool any more.
+        caller.join()
+        pool.release(served[0])
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_child_has_a_thread_of_its_own() -> None:
@@ -172,12 +339,11 @@ def test_a_child_has_a_thread_of_its_own() -> None:
         assert not _maintenance.attends(pool._bell)
         with pool.connection(30):
             pass
-        assert _maintenance.attends(pool._bell)
         until(lambda: pool.stats().closes == {"max_idle": 1})
 
     with Pool(FakeConnector(), max_idle=0.1) as pool:
         with pool.connection(30):
-            assert _maintenance.attends(pool._bell)
+            until(lambda: _maintenance.attends(pool._bell))
         with forked(child) as status:
             assert status() == 0
 

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from millpond import Pool
+from millpond import Pool, _maintenance
 from millpond._core.core import Core
+from millpond._core.entry import Entry
 from millpond.testing import FakeConnection, FakeConnector, Postgres
 
 from .patience import until
@@ -89,23 +90,23 @@ def test_a_stopped_process_goes_on_without_a_dead_connection(impatient: Postgres
     assert all(said["lent"] >= 30 for _, said in told)
 
 
-def test_a_suspended_machine_is_noticed_though_the_keeper_was_struck_in_between(
+def test_a_suspended_machine_is_noticed_though_maintenance_was_struck_in_between(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    told: list[bool] = []
-    tick = Core.tick
+    struck: list[bool] = []
+    doubt = Core._doubt
 
-    def strike_once(self: Core[FakeConnection], slept: bool, now: float) -> None:
+    def strike_once(self: Core[FakeConnection], entry: Entry[FakeConnection]) -> None:
         if self is pool._core:
-            told.append(slept)
-        if slept and told.count(True) == 1:
-            raise ConnectionError("struck")
-        tick(self, slept, now)
+            struck.append(True)
+            if len(struck) == 1:
+                raise ConnectionError("struck")
+        doubt(self, entry)
 
     with Pool(FakeConnector(), max_size=1) as pool:
         with pool.connection():
             pass
-        monkeypatch.setattr(Core, "tick", strike_once)
-        monkeypatch.setattr("millpond._shell._suspended_for", lambda: 1e6)
+        monkeypatch.setattr(Core, "_doubt", strike_once)
+        monkeypatch.setattr(_maintenance.pulse, "_suspended_for", lambda: 1e6)
         until(lambda: pool.stats().checks == 1)
-    assert told.count(True) == 2
+    assert len(struck) == 2

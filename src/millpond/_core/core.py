@@ -13,6 +13,7 @@ from millpond._core.entry import TRANSITIONS, Claim, Entry, Reason, State
 from millpond._core.ledger import Share
 from millpond._core.line import Line, Refusal, Waiter
 from millpond._core.outage import Outage
+from millpond._core.pulse import BEAT, GRACE, Pulse
 from millpond._core.settings import Settings
 from millpond._core.stats import Stats
 from millpond.connector import Condition
@@ -21,10 +22,8 @@ __all__ = ["BEAT", "Core", "Fitness", "Job", "Task"]
 
 C = TypeVar("C")
 
-BEAT: Final = 0.5
-"""Seconds between two ticks."""
-GRACE: Final = 0.5
-"""A tick that comes so much too late means that the process stood still, and that what it knew may be out of date."""
+QUIET_AFTER: Final = 1.0
+"""Seconds after which a pool whose connections are all idle needs no ticks until one of them is due."""
 STALLED: Final = 0.5
 """A check or reset that has taken so long no longer counts as a connection that is about to come."""
 SUSPICION_PAUSE: Final = 0.001
@@ -96,6 +95,7 @@ class Core(Generic[C]):
         "_n_opening",
         "_n_stalled",
         "_n_tending",
+        "_seen",
         "_serial",
         "_suspected",
         "_sweep_due",
@@ -121,9 +121,12 @@ class Core(Generic[C]):
         "outage",
         "outages",
         "paused",
+        "pulse",
+        "quiet_until",
         "refusals",
         "resets",
         "retired_uses",
+        "roused",
         "settings",
         "share",
         "silent",
@@ -144,6 +147,7 @@ class Core(Generic[C]):
         whoami: Callable[[], int],
         clock: Callable[[], float],
         inspect: Callable[[C, BaseException | None], Condition] | None,
+        pulse: Pulse,
         silent: Callable[[C], bool] | None = None,
         share: Share | None = None,
     ) -> None:
@@ -154,6 +158,7 @@ class Core(Generic[C]):
         self.silent = silent
         self.share = share
         """The pool's part of a budget, if there is one."""
+        self.pulse = pulse
         # A dictionary in place of a set: it takes a third of the memory, and has an order.
         self.entries: dict[Entry[C], None] = {}
         self.by_conn: dict[int, Entry[C]] = {}
@@ -178,6 +183,12 @@ class Core(Generic[C]):
         self._serial = 0
         self._n_opening = self._n_tending = self._n_closing = self._n_stalled = 0
         self._ticked = now
+        self._seen = pulse.look(now)
+        """How often the process had stood still when it was last asked which connections may be dead of that."""
+        self.quiet_until: float | None = None
+        """When the next tick is due though nothing happens until then; None if something might unnoticed."""
+        self.roused = False
+        """Whether ticks have to come again, which the shell tells whoever ticks."""
         self._sweep_due = False
         self._suspected = -math.inf
 
@@ -195,6 +206,11 @@ class Core(Generic[C]):
 
     def enrol(self, waiter: Waiter[C], now: float) -> None:
         """Serve a caller at once, refuse it, or put it in line: `waiter.claim`, `waiter.refusal` or neither is set."""
+        if self.quiet_until is not None:
+            self._rouse()
+            if self.pulse.look(now) == self._seen:
+                # No tick has been missed.
+                self._ticked = now
         self.settle(now)
         if not (self.closing or self.paused) and self.line.head() is None:
             claim = self._fetch(now, unasked=waiter.deadline <= waiter.since)
@@ -313,9 +329,10 @@ class Core(Generic[C]):
 
     def settle(self, now: float) -> None:
         """Hand what is idle to those who wait; close what is idle when it may not be."""
-        if now - self._ticked > BEAT + GRACE:
-            # The process stood still and whoever calls is back before the ticker.
-            self.tick(False, now)
+        if self.quiet_until is None and (now - self._ticked > BEAT + GRACE or self.pulse.standstills != self._seen):
+            # The process stood still and whoever calls is back before the ticker; or nobody ticks.
+            self.roused = True
+            self.tick(now)
         if self.closing:
             self._send_away()
         while self.closing or len(self.entries) - self._n_closing > self.settings.max_size:
@@ -710,6 +727,8 @@ class Core(Generic[C]):
                 f"{entry!r} cannot become {state.value}: this is a defect of millpond, please report it"
             )
         entry.state = state
+        if self.quiet_until is not None:
+            self._rouse()
         if old is State.OPENING:
             self._n_opening -= 1
         elif old in TENDING:
@@ -727,22 +746,24 @@ class Core(Generic[C]):
 
     def due(self, now: float) -> float:
         """When the ticker has to come again."""
-        due = min(self._ticked, now) + BEAT
+        if self.pulse.standstills != self._seen:
+            return now
+        if self.quiet_until is not None and not self.forking:
+            return self.quiet_until
+        due = self._ticked + BEAT
         outage = self.outage
         if outage is not None and outage.next_try < due and self.opens_wanted(outage.next_try):
             due = max(now, outage.next_try)
         return due
 
-    def tick(self, slept: bool, now: float) -> None:
-        """Do what time brings: samples, lifetimes, idle limits, keepalives, and suspicion after a standstill.
-
-        `slept` says that the machine was suspended, which a monotonic clock does not show.
-        """
-        settings = self.settings
-        ticked = min(self._ticked, now)
+    def tick(self, now: float) -> None:
+        """Do what time brings: samples, lifetimes, idle limits, keepalives, and suspicion after a standstill."""
+        settings, ticked = self.settings, self._ticked
+        seen = self.pulse.look(now)
+        standstill = seen != self._seen
+        self.quiet_until = None
         self.forking = max(0, self.forking - 1)
         self._ask_again()
-        standstill = slept or now - ticked > BEAT + GRACE
         stalled = 0
         spare = len(self.entries) - self._n_closing - settings.min_size
         for entry in self.entries:
@@ -777,12 +798,41 @@ class Core(Generic[C]):
                 stalled += entry.stalled
         self._n_stalled = stalled
         # Not before, since whoever is cut short has not done it.
+        self._seen = seen
         self._ticked = now
         self.sweep(now)
+        self._rest(now)
 
-    def stop_ticking(self, now: float) -> None:
-        """Note that no tick comes any more: what is lent late from here on shows no standstill."""
-        self._ticked = math.inf
+    def _rest(self, now: float) -> None:
+        """Need no ticks for a while, if nothing happens that only a tick would see.
+
+        From here on no connection can be lent without the core's knowing: none is good until any time.
+        """
+        settings = self.settings
+        waiting = self.line or self.warming or self.draining or self._jobs or self.outage is not None
+        if waiting or self.closing or self.forking or self._wanted(now) > 0 or len(self.idle) < len(self.entries):
+            return
+        spare = len(self.entries) > settings.min_size
+        due = math.inf
+        for entry in self.entries:
+            since = entry.idle_since
+            if now - since < QUIET_AFTER:
+                return
+            due = min(due, entry.expires, max(since, entry.asked) + settings.keepalive)
+            if spare:
+                due = min(due, since + settings.max_idle)
+        for entry in self.entries:
+            if entry.good_until > 0.0:
+                entry.good_until = -math.inf
+        # One who had read that time before has taken its claim before; then ticks go on.
+        if len(self.idle) == len(self.entries):
+            self.quiet_until = due
+            self.roused = False
+
+    def _rouse(self) -> None:
+        """Need ticks again: something has happened that is not over by itself."""
+        self.quiet_until = None
+        self.roused = True
 
     def _ask_again(self) -> None:
         """Have the budget look for what nobody tells of: a pool that was dropped, a call that was lost."""
@@ -790,7 +840,10 @@ class Core(Generic[C]):
             self.share.stirred = True
 
     def _renew(self, entry: Entry[C], now: float) -> None:
-        """Say until when an entry may be lent without another look: a little longer than until the next tick."""
+        """Say until when an entry may be lent without another look: a little longer than until the next tick.
+
+        It is called for what has just been moved, so that ticks do come.
+        """
         if entry.doom is None and not entry.suspect and self.settings.max_uses is None:
             entry.good_until = min(
                 now + BEAT + GRACE,
@@ -860,6 +913,7 @@ class Core(Generic[C]):
     def resize(self, settings: Settings, now: float) -> None:
         """Go by other settings; what is idle beyond a smaller `max_size` is closed, what is lent when it comes back."""
         self._configure(settings)
+        self._rouse()
         self.settle(now)
         self._greet_warm()
 
