@@ -73,6 +73,25 @@ def test_a_borrower_brings_the_ticks_back_and_is_lent_what_is_idle() -> None:
     bench.check()
 
 
+def test_nothing_is_lent_the_quick_way_from_the_moment_on_when_ticks_cease() -> None:
+    bench = Bench(max_size=1, **AGELESS)
+    (entry,) = bench.stock(1)
+    quiet(bench)
+    lease = bench.lease()
+    assert lease.enter() == entry.conn
+    assert bench.core.quiet_until is None
+
+
+def test_who_has_to_tick_for_want_of_a_ticker_calls_for_one() -> None:
+    bench = Bench(max_size=2, **AGELESS)
+    (claim,) = bench.fill(1)
+    bench.now += 2.0
+    bench.pulse.look(bench.now - 0.5)
+    bench.enrol("caller")
+    assert bench.core.roused
+    bench.give(claim)
+
+
 def test_a_standstill_of_a_pool_without_ticks_is_noticed_by_whoever_is_back_first() -> None:
     bench = quiet(Bench(max_size=1, **AGELESS))
     bench.stock(1)

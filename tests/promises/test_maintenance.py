@@ -263,7 +263,8 @@ def test_a_pool_that_is_used_in_the_very_moment_in_which_it_had_nothing_to_keep_
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(pool, "_manage", manage_and_be_used)
-            until(lambda: pool.stats().closes == {"max_idle": 2})
+            # By the core: to look by the pool would see to it.
+            until(lambda: pool._core.closes[Reason.MAX_IDLE] == 2, timeout=4.0)
         assert used == [True]
 
 
@@ -330,6 +331,17 @@ def test_who_waits_is_served_though_whoever_looked_after_the_pool_is_gone_withou
         # Nobody but the one who waits comes to this pool any more.
         caller.join()
         pool.release(served[0])
+
+
+def test_a_loan_of_a_pool_to_which_nothing_had_happened_for_long_is_looked_after() -> None:
+    told: list[events.Event] = []
+    with Pool(FakeConnector(), leak_after=0.5) as pool:
+        pool.listen(told.append)
+        with pool.connection(30):
+            pass
+        until(lambda: pool._core.quiet_until is not None)
+        with pool.connection(30):
+            until(lambda: any(type(event) is events.LeakSuspected for event in told), timeout=10.0)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")

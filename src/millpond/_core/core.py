@@ -827,7 +827,6 @@ class Core(Generic[C]):
         # One who had read that time before has taken its claim before; then ticks go on.
         if len(self.idle) == len(self.entries):
             self.quiet_until = due
-            self.roused = False
 
     def _rouse(self) -> None:
         """Need ticks again: something has happened that is not over by itself."""
