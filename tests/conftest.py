@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import logging
 import os
 import signal
 import socket
@@ -79,6 +80,23 @@ def no_thread_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         if left[0].is_alive():
             gc.collect()  # a pool that was dropped may be part of a cycle
     assert not left
+
+
+@pytest.fixture(autouse=True)
+def no_turn_stumbles(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What goes wrong in a pool's maintenance is only logged, since it goes on; but nothing should."""
+    stumbles: list[logging.LogRecord] = []
+
+    class Noting(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "stumbled" in str(record.msg):
+                stumbles.append(record)
+
+    logger, noting = logging.getLogger("millpond"), Noting()
+    logger.addHandler(noting)
+    yield
+    logger.removeHandler(noting)
+    assert not stumbles or request.node.get_closest_marker("stumbles")
 
 
 @pytest.fixture

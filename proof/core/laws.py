@@ -47,6 +47,8 @@ def check_change(world: World, event: Event, picture: Row, before: Row) -> None:
         check_places(stand, picture[number], before[number], event)
         check_sizes(stand)
         check_others(stand)
+        if stand.core.quiet_until is not None and (stand.core.line or len(stand.core.idle) < len(stand.core.entries)):
+            raise Violation("nobody is to come though something is under way")
         if event[:2] == ("tick", number) and stand.core.due(NOW) <= NOW and stand.core.opens_wanted(NOW) <= 0:
             raise Violation("the keeper is to come again at once, for nothing")
     if world.case.budget:

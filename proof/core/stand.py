@@ -435,6 +435,7 @@ class Stand:
         if slept:
             self.suspended += 60.0
         self.step(self.core.tick)
+        self.step(self.core.rest)
 
     def sweep(self) -> None:
         """Have the keeper look at what is idle."""
@@ -787,7 +788,7 @@ class Stand:
         self.pulse.standstills = 1
         core._seen = 0 if stood_still else 1
         core._suspected = suspected
-        core._configure(self.settings[size])
+        core.configure(self.settings[size])
         core.generation = 1
         core._serial = 0
         core.entries = {}

@@ -240,6 +240,8 @@ class Shell(ABC, Generic[C]):
                 core = self._core
                 now = time.monotonic()
                 if self._torn:
+                    # It may have been `resize` that was cut short.
+                    core.configure(self._settings)
                     core.audit(now)
                 self._torn = True
                 outcome = change(*args, now)
@@ -249,14 +251,16 @@ class Shell(ABC, Generic[C]):
                 if share is not None:
                     core.declare(share, now)
                 work = core.chores or core.opens_wanted(now) or (share is not None and share.wants)
-                roused, core.roused = core.roused, False
+                roused = core.roused
+                if roused:
+                    self._bell.ring()
+                    core.roused = False
                 self._torn = False
         except BaseException as cut:
+            # What was cut short is gone on with in the next turn, which may not be due for long.
+            self._bell.ring()
             let_go(cut)
             raise
-        if roused:
-            # If this is cut before it rings, whoever borrows ticks once a second, and rings.
-            self._bell.ring()
         if share is not None and share.stirred:
             share.stirred = False
             cast("Budget", self._settings.budget)._settle()
@@ -288,7 +292,7 @@ class Shell(ABC, Generic[C]):
             if self._step(core.lost, entry):
                 self._report(
                     logging.WARNING,
-                    "a connection on loan was never returned; its borrower is gone, and it was closed",
+                    lambda: "a connection on loan was never returned; its borrower is gone, and it was closed",
                     events.ConnectionLost,
                     connection=entry.serial,
                     borrowed_at=_site_of(entry),
@@ -297,34 +301,55 @@ class Shell(ABC, Generic[C]):
         now = time.monotonic()
         if now >= core.due(now):
             self._step(core.tick)
+            self._step(core.rest)
             if self._noted:
                 self._tell_leaks(now)
             if self._sample.wanted:
                 self._sample.pace(now, core.borrows)
         else:
             self._step(core.sweep)
+        while core.cuts:
+            self._cut(core.cuts.popleft())
         self._tell_outage()
         return max(0.0, core.due(now) - time.monotonic())
+
+    def _cut(self, entry: Entry[C]) -> None:
+        """Have whoever waits for an answer on a connection fail at once."""
+        descriptor = entry.descriptor
+        if isinstance(descriptor, _watcher.Descriptor):
+            from millpond.connectors.factory import cut_number
+
+            cut_number(descriptor.number, descriptor.inode)
 
     def _tell_outage(self) -> None:
         outage, since = self._core.outage, self._outage_since
         if outage is not None and since is None:
             self._outage_since = outage.since
             cause = _bare(outage.cause)
-            what = f"cannot connect to {self._inspector.target}: {events.brief(cause)}"
-            self._report(logging.WARNING, what, events.OutageBegan, error=cause)
+            self._report(
+                logging.WARNING,
+                lambda: f"cannot connect to {self._inspector.target}: {events.brief(cause)}",
+                events.OutageBegan,
+                error=cause,
+            )
         elif outage is None and since is not None:
             self._outage_since = None
-            what = f"connected to {self._inspector.target} again"
-            self._report(logging.INFO, what, events.OutageEnded, seconds=time.monotonic() - since)
+            self._report(
+                logging.INFO,
+                lambda: f"connected to {self._inspector.target} again",
+                events.OutageEnded,
+                seconds=time.monotonic() - since,
+            )
 
     def _tell_leaks(self, now: float) -> None:
         for entry in list(self._core.entries):
             overdue = entry.state is State.LENT and now - entry.since > self._settings.leak_after
             if overdue and entry.leak_told != entry.uses:
                 entry.leak_told = entry.uses
-                record = self._record(entry, now)
-                self._report(logging.WARNING, f"a loan has lasted {record}", events.LeakSuspected, lease=record)
+                self._tell_leak(self._record(entry, now))
+
+    def _tell_leak(self, record: LeaseRecord) -> None:
+        self._report(logging.WARNING, lambda: f"a loan has lasted {record}", events.LeakSuspected, lease=record)
 
     # Listening.
 
@@ -358,10 +383,21 @@ class Shell(ABC, Generic[C]):
         if self._loan_listeners:
             self._pass_on(self._loan_listeners, kind(pool=self._settings.name, at=time.monotonic(), **facts))
 
-    def _report(self, level: int, what: str, kind: Callable[..., events.Event], **facts: object) -> None:
+    def _report(self, level: int, what: Callable[[], str], kind: Callable[..., events.Event], **facts: object) -> None:
         """Log what should be known even if nobody listens, and tell those who do."""
-        event = kind(pool=self._settings.name, at=time.monotonic(), **facts)
-        log.log(level, "pool %r: %s", self._settings.name, what, extra=event.facts())
+        self._report_at(time.monotonic(), level, what, kind, facts)
+
+    def _report_at(
+        self,
+        at: float,
+        level: int,
+        what: Callable[[], str],
+        kind: Callable[..., events.Event],
+        facts: dict[str, object],
+    ) -> None:
+        event = kind(pool=self._settings.name, at=at, **facts)
+        # The text is put together here, too: an error of a driver says what it says.
+        log.log(level, "pool %r: %s", self._settings.name, what(), extra=event.facts())
         self._pass_on(self._listeners, event)
 
     def _pass_on(self, listeners: tuple[events.Listener, ...], event: events.Event) -> None:

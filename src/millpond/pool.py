@@ -17,7 +17,7 @@ from random import random
 from threading import get_ident
 from time import monotonic, sleep
 from types import CodeType, TracebackType
-from typing import TYPE_CHECKING, Final, Self, Unpack
+from typing import TYPE_CHECKING, Any, Final, Self, Unpack
 
 from millpond import _maintenance, events
 from millpond._by_url import parted
@@ -43,8 +43,9 @@ PATIENCE: Final = 5.0
 """Seconds after which one who waits sees to it again that the pool is looked after."""
 REPORTS: Final = 1000
 """So many outages, leaks and losses are kept for a listener that does not come back; the oldest are dropped."""
-TENDERS: Final = 4
-"""How many threads of a pool may check, reset and close at once."""
+GROWTH: Final = 4
+"""So many workers are hired at once. They may be done with all there is before more would have begun; each that takes
+something asks for more if there is more."""
 
 
 class ThreadLease(Lease[C]):
@@ -218,17 +219,24 @@ class _ThreadWaiter(Waiter[C]):
 class _Crew:
     """A few threads that come when there is work and go when there has been none for a while.
 
-    `work` does one piece and tells whether there was one; `wanted` tells how many there are.
+    `work` does one piece and tells whether there was one; `wanted` tells how many there are, `size` how many threads
+    there may be.
     """
 
     def __init__(
-        self, pool: Pool[C], title: str, work: Callable[[Pool[C]], bool], wanted: Callable[[Pool[C]], int], size: int
+        self,
+        pool: Pool[C],
+        title: str,
+        work: Callable[[Pool[C]], bool],
+        wanted: Callable[[Pool[C]], int],
+        size: Callable[[Pool[C]], int],
     ) -> None:
         self._pool = weakref.ref(pool)
         self._name = f"millpond-{pool.name}-{title}"
         self._work = work
         self._wanted = wanted
         self._size = size
+        self._dismissed = False
         self._calls: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._present: dict[threading.Thread, None] = {}
@@ -252,7 +260,7 @@ class _Crew:
             self._calls.put(None)
             return True
         # Those who are at work will look for more when they are done.
-        return bool(self._coming) or len(self._present) >= self._size
+        return bool(self._coming) or len(self._present) >= self._limit(self._pool())
 
     def muster(self) -> None:
         """See to it that all work finds somebody, within the size of the crew."""
@@ -261,11 +269,14 @@ class _Crew:
         with self._lock:
             self._reckon()
             resting = min(count, len(self._resting))
-            hired = min(count - resting - len(self._coming), self._size - len(self._present))
+            hired = min(count - resting - len(self._coming), self._limit(pool) - len(self._present), GROWTH)
         for _ in range(resting):
             self._calls.put(None)
         for _ in range(hired):
             self._hire()
+
+    def _limit(self, pool: Pool[Any] | None) -> int:
+        return 0 if pool is None or self._dismissed else self._size(pool)
 
     def _reckon(self) -> None:
         """Strike off those who were struck before they could say so."""
@@ -295,7 +306,7 @@ class _Crew:
 
     def dismiss(self) -> None:
         """Send everybody home; the pool is closed."""
-        self._size = 0
+        self._dismissed = True
         for _ in range(len(self._present)):
             self._calls.put(None)
 
@@ -341,7 +352,7 @@ class _Crew:
         """Do what there is to do, as long as there is any, and a little longer."""
         while True:
             pool = self._pool()
-            if pool is None or self._size == 0:
+            if pool is None or self._dismissed:
                 break
             while self._work(pool):
                 pass
@@ -361,6 +372,14 @@ class _Crew:
             finally:
                 with self._lock:
                     self._resting.pop(me, None)
+
+
+def _max_size(pool: Pool[Any]) -> int:
+    return pool._settings.max_size
+
+
+def _one(pool: Pool[Any]) -> int:
+    return 1
 
 
 # Not a WeakSet: iterating over one raises if another thread makes a pool meanwhile.
@@ -654,9 +673,10 @@ class Pool(Shell[C]):
         super()._begin()
         self._reports: deque[Callable[[], None]] = deque(maxlen=REPORTS)
         """What is to be told beside the maintenance, where nobody else's code runs."""
-        self._openers = _Crew(self, "opener", Pool._open_one, Pool._opens_wanted, self._settings.max_opening)
-        self._tenders = _Crew(self, "tender", Pool._tend_one, Pool._chores, TENDERS)
-        self._reporters = _Crew(self, "reporter", Pool._report_one, Pool._unreported, 1)
+        # One for each connection that needs one: a call that hangs holds up nothing but its own.
+        self._openers = _Crew(self, "opener", Pool._open_one, Pool._opens_wanted, _max_size)
+        self._tenders = _Crew(self, "tender", Pool._tend_one, Pool._chores, _max_size)
+        self._reporters = _Crew(self, "reporter", Pool._report_one, Pool._unreported, _one)
 
     def _before_fork(self) -> None:
         # If a signal handler forks in the middle of a change, the child will do without what it cannot park.
@@ -707,6 +727,7 @@ class Pool(Shell[C]):
             # Those who call `close` do so, too, when there is no keeper any more.
             self._openers.dismiss()
             self._tenders.dismiss()
+            self._reporters.disperse()
             return None
         return None if self._may_leave() else pause
 
@@ -719,9 +740,9 @@ class Pool(Shell[C]):
             return not (core.line or core.warming or core.draining)
         return self._is_unused() and core.outage is None and not self._reports
 
-    def _report(self, level: int, what: str, kind: Callable[..., events.Event], **facts: object) -> None:
+    def _report(self, level: int, what: Callable[[], str], kind: Callable[..., events.Event], **facts: object) -> None:
         # Whoever logs or listens may never come back, and the maintenance has other pools to look after.
-        self._report_soon(partial(super()._report, level, what, kind, **facts))
+        self._report_soon(partial(self._report_at, monotonic(), level, what, kind, facts))
 
     def _stumbled(self, error: Exception) -> None:
         self._report_soon(
@@ -840,8 +861,16 @@ class Pool(Shell[C]):
         """End a pool that was dropped."""
         if not (self._droppable or self._core.closing):
             self._warn_unclosed()
+        try:
+            self._report_all()
+        finally:
+            self._free()
+
+    def _report_all(self) -> None:
         while self._report_one():
             pass
+
+    def _free(self) -> None:
         self._scuttle()
         for crew in (self._openers, self._tenders, self._reporters):
             crew.dismiss()

@@ -143,6 +143,7 @@ class Bench:
             self.pulse.look(self.now)
             if self.now >= self.core.due(self.now):
                 self.core.tick(self.now)
+                self.core.rest(self.now)
                 ticks += 1
         return ticks
 
@@ -180,6 +181,7 @@ class Bench:
 
     def check(self) -> None:
         """Hold the derived against the truth."""
+        assert self.core.quiet_until is None or not self.core.line
         assert self.core.audit(self.now) == []
         stats = self.core.stats(self.now)
         assert stats.size == len(self.core.entries)

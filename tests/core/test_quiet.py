@@ -141,10 +141,10 @@ def test_a_tick_goes_on_if_somebody_takes_a_connection_in_that_very_moment() -> 
     taken = Contested(bench.core.idle)
     bench.core.idle = taken
     bench.now += 0.5
-    bench.core._rest(bench.now)
+    bench.core.rest(bench.now)
     assert taken.looks == 2
     assert bench.core.quiet_until is None
-    bench.core._rest(bench.now)
+    bench.core.rest(bench.now)
     assert bench.core.quiet_until == math.inf
 
 
@@ -212,6 +212,7 @@ def test_a_smaller_min_size_is_heeded_by_a_pool_without_ticks() -> None:
     bench.stock(2)
     quiet(bench, 600.0)
     bench.core.resize(type(bench.core.settings)(max_size=2, min_size=0, max_idle=60.0), bench.now)
+    assert bench.core.roused
     bench.keep(1.0)
     assert bench.work() == ["close", "close"]
 
@@ -234,6 +235,15 @@ def test_one_that_dies_while_the_pool_has_no_ticks_is_found_when_it_is_told() ->
     bench.core.sweep(bench.now)
     assert sorted(bench.work()) == ["abandon", "check"]
     assert bench.core.roused
+
+
+def test_nobody_waits_in_a_pool_without_ticks() -> None:
+    """Not even who comes first, and long after the pool was made."""
+    bench = Bench(max_size=1, **AGELESS)
+    bench.now += 60.0
+    bench.enrol("caller")
+    assert bench.core.quiet_until is None
+    assert bench.core.due(bench.now) <= bench.now + BEAT
 
 
 @pytest.mark.parametrize("fit", list(Fitness))

@@ -5,19 +5,25 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import sys
 import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
+from types import FrameType
 from typing import Any
 
 import pytest
 
-from millpond import KeyedPool, Pool, PoolClosed, _maintenance, events
+from millpond import Budget, KeyedPool, Pool, PoolClosed, _maintenance, events
 from millpond import pool as pool_of_threads
+from millpond._core import core
 from millpond._core.entry import Reason
 from millpond.testing import FakeConnection, FakeConnector
 
 from .children import forked
 from .patience import until, without_maintenance
+from .places import Places, Stop, finalisers_cut
 
 
 def ours() -> list[str]:
@@ -87,13 +93,24 @@ class Stuck(logging.Handler):
         self.over.wait(60)
 
 
-@pytest.mark.parametrize("way", ["listening", "logging"])
+class Slow(ConnectionRefusedError):
+    """An error that does not come to an end when another thread asks what it says."""
+
+    stuck = Stuck()
+
+    def __str__(self) -> str:
+        if threading.current_thread() is not threading.main_thread():
+            self.stuck.wait()
+        return "refused"
+
+
+@pytest.mark.parametrize("way", ["listening", "logging", "saying"])
 def test_who_is_told_of_one_pool_and_never_comes_back_holds_up_no_other(way: str) -> None:
     class Down(FakeConnector):
         def open(self, timeout: float) -> FakeConnection:
-            raise ConnectionRefusedError
+            raise Slow if way == "saying" else ConnectionRefusedError
 
-    stuck = Stuck()
+    stuck = Slow.stuck = Stuck()
     logger = logging.getLogger("millpond")
     if way == "logging":
         logger.addHandler(stuck)
@@ -113,6 +130,7 @@ def test_who_is_told_of_one_pool_and_never_comes_back_holds_up_no_other(way: str
         logger.removeHandler(stuck)
 
 
+@pytest.mark.stumbles
 def test_a_pool_that_stumbles_holds_up_no_other_and_says_so(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -149,13 +167,19 @@ def test_what_nobody_can_be_hired_to_report_is_reported_when_somebody_can(monkey
     monkeypatch.setattr(threading.Thread, "start", refuse)
     told: list[str] = []
     with Pool(FakeConnector(), leak_after=0.05) as pool:
-        pool.listen(
-            lambda event: told.append(threading.current_thread().name) if type(event) is events.LeakSuspected else None
-        )
+        pool.listen(told_where(told))
         with pool.connection(30):
             until(lambda: told)
     assert len(refused) == 3
     assert told == ["millpond-pool-reporter"]
+
+
+def told_where(told: list[str]) -> events.Listener:
+    def listen(event: events.Event) -> None:
+        if isinstance(event, events.LeakSuspected):
+            told.append(threading.current_thread().name)
+
+    return listen
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -268,19 +292,27 @@ def test_a_pool_that_is_used_in_the_very_moment_in_which_it_had_nothing_to_keep_
         assert used == [True]
 
 
+def counting(turns: list[float], manage: Callable[[], float | None]) -> Callable[[], float | None]:
+    def counted() -> float | None:
+        turns.append(time.monotonic())
+        return manage()
+
+    return counted
+
+
 def test_nothing_spins_while_whoever_opens_is_held_up_by_a_listener() -> None:
     class Down(FakeConnector):
         def open(self, timeout: float) -> FakeConnection:
             raise ConnectionRefusedError
 
-    held, over = threading.Event(), threading.Event()
+    held, over = threading.Semaphore(0), threading.Event()
 
     def listen(event: events.Event) -> None:
         if isinstance(event, events.OpenFailed):
-            held.set()
+            held.release()
             over.wait(30)
 
-    with Pool(Down(), ride_out=True, max_opening=1, timeout=60.0) as pool:
+    with Pool(Down(), ride_out=True, max_size=2, max_opening=1, timeout=60.0) as pool:
         pool.listen(listen)
 
         def wait() -> None:
@@ -289,11 +321,12 @@ def test_nothing_spins_while_whoever_opens_is_held_up_by_a_listener() -> None:
 
         caller = threading.Thread(target=wait)
         caller.start()
-        assert held.wait(30)
+        for _ in range(2):
+            assert held.acquire(timeout=30)
         turns: list[float] = []
         manage = pool._manage
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(pool, "_manage", lambda: turns.append(time.monotonic()) or manage())  # type: ignore[func-returns-value]
+            patch.setattr(pool, "_manage", counting(turns, manage))
             time.sleep(1.0)
         over.set()
         pool.close()
@@ -344,6 +377,80 @@ def test_a_loan_of_a_pool_to_which_nothing_had_happened_for_long_is_looked_after
             until(lambda: any(type(event) is events.LeakSuspected for event in told), timeout=10.0)
 
 
+@pytest.fixture
+def soon_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(core, "QUIET_AFTER", 0.0)
+    monkeypatch.setattr(core, "BEAT", 0.02)
+
+
+@pytest.mark.usefixtures("soon_quiet")
+def test_a_caller_who_comes_late_and_first_is_looked_after() -> None:
+    """Nobody tells of a pool that was dropped: the pool of the one who waits for what it had asks again and again."""
+    budget = Budget(1)
+    rich, poor = Pool(FakeConnector(), budget=budget), Pool(FakeConnector(), budget=budget)
+    rich._droppable = True
+    lost = [rich.acquire(30)]
+    poor._core._ticked -= 5.0  # made a while ago
+    caller = threading.Thread(target=lambda: poor.release(poor.acquire(30)))
+    caller.start()
+    until(lambda: poor.stats().waiting)
+    time.sleep(0.1)
+    del rich, lost[0]
+    gc.collect()
+    caller.join(10)
+    assert not caller.is_alive()
+    poor.close()
+
+
+@pytest.mark.usefixtures("soon_quiet")
+@pytest.mark.parametrize("change", ["acquire", "refresh", "resize", "close"])
+def test_what_is_cut_short_in_a_pool_that_needed_no_ticks_is_gone_on_with(change: str) -> None:
+    def changed(pool: Pool[FakeConnection]) -> Callable[[], bool]:
+        if change == "acquire":
+            return lambda: pool.stats().lent == 1 or pool._core.quiet_until is not None
+        if change == "refresh":
+            return lambda: all(entry.generation == pool._core.generation for entry in list(pool._core.entries))
+        if change == "resize":
+            return lambda: len(pool._core.idle) >= pool.settings.min_size
+        return lambda: not (pool._core.closing and pool._core.entries)
+
+    for number in range(1, 1000):
+        pool, places, conn = Pool(FakeConnector(), max_size=4, min_size=1, name=change), Places(number, strike), None
+        turns: list[float] = []
+        with pool.connection(30):
+            pass
+        until(lambda: pool._core.quiet_until is not None)  # noqa: B023
+        until(lambda: pool._bell.attended and not pool._bell._rung)  # noqa: B023
+        vars(pool)["_manage"] = counting(turns, pool._manage)
+        with finalisers_cut(Stop), suppress(Stop), places:
+            if change == "acquire":
+                conn = pool.acquire(30)
+            elif change == "resize":
+                pool.resize(min_size=3)
+            elif change == "refresh":
+                pool.refresh()
+            else:
+                pool.close()
+        seen = changed(pool)
+        try:
+            # Without looking by the pool, which would see to it.
+            until(lambda: (turns or pool._core.quiet_until is not None) and seen(), timeout=5.0)  # noqa: B023
+        except AssertionError as error:
+            error.add_note(f"struck at {places.where}")
+            raise
+        finally:
+            if conn is not None:
+                pool.release(conn)
+            pool.close()
+        if not places.reached:
+            break
+    assert number > 5
+
+
+def strike() -> None:
+    raise Stop
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_child_has_a_thread_of_its_own() -> None:
@@ -358,6 +465,43 @@ def test_a_child_has_a_thread_of_its_own() -> None:
             until(lambda: _maintenance.attends(pool._bell))
         with forked(child) as status:
             assert status() == 0
+
+
+def struck_at_line(number: int, work: Callable[[], object]) -> bool:
+    """Do something that an exception strikes at the line with that number, also of the standard library; tell whether
+    it came so far."""
+    passed = 0
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal passed
+        if event == "line":
+            passed += 1
+            if passed == number:
+                raise Stop
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        work()
+    except Stop:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+def test_exceptions_that_strike_whoever_asks_do_not_bring_a_second_thread() -> None:
+    with Pool(FakeConnector()) as pool:
+        with pool.connection(30):
+            pass
+        thread = _maintenance._here().thread
+        number = 1
+        while struck_at_line(number, lambda: _maintenance.attends(pool._bell)):
+            number += 1
+        assert number > 3
+        assert _maintenance._here().thread is thread
+        assert _maintenance.attends(pool._bell)
 
 
 def test_two_threads_that_need_the_first_at_once_have_the_same_one() -> None:

@@ -35,7 +35,7 @@ def test_nothing_spins_while_all_workers_are_busy(monkeypatch: pytest.MonkeyPatc
         for conn in [pool.acquire() for _ in range(8)]:
             pool.release(conn)
         pool.refresh()
-        for _ in range(4):
+        for _ in range(8):
             assert closing.acquire(timeout=30)
         gc.collect()
         turns: list[float] = []

@@ -93,6 +93,7 @@ class Core(Generic[C]):
         "_lost",
         "_n_closing",
         "_n_opening",
+        "_n_overdue",
         "_n_stalled",
         "_n_tending",
         "_seen",
@@ -106,6 +107,7 @@ class Core(Generic[C]):
         "clock",
         "closes",
         "closing",
+        "cuts",
         "draining",
         "entries",
         "fifo",
@@ -170,6 +172,8 @@ class Core(Generic[C]):
         self.warming: list[Waiter[C]] = []
         self.draining: list[Waiter[C]] = []
         self.wakes: list[Waiter[C]] = []
+        self.cuts: deque[Entry[C]] = deque()
+        """Those whose connection the shell has to cut for whoever is at it, who may be waiting for its server."""
         self.gate = False
         """Whether a borrow or return has to look further: someone waits, or the pool is paused, closed or too large."""
         self.paused = False
@@ -181,7 +185,7 @@ class Core(Generic[C]):
         self._jobs: deque[Job[C]] = deque()
         self._lost = lost
         self._serial = 0
-        self._n_opening = self._n_tending = self._n_closing = self._n_stalled = 0
+        self._n_opening = self._n_tending = self._n_closing = self._n_stalled = self._n_overdue = 0
         self._ticked = now
         self._seen = pulse.look(now)
         """How often the process had stood still when it was last asked which connections may be dead of that."""
@@ -196,9 +200,10 @@ class Core(Generic[C]):
         self.opens = self.open_failures = self.checks = self.resets = self.outages = 0
         self.waited = self.open_seconds = 0.0
         self.closes: Counter[Reason] = Counter()
-        self._configure(settings)
+        self.configure(settings)
 
-    def _configure(self, settings: Settings) -> None:
+    def configure(self, settings: Settings) -> None:
+        """Note the settings to go by."""
         self.settings = settings
         self.fifo = settings.order == "fifo"
 
@@ -246,7 +251,7 @@ class Core(Generic[C]):
 
     def _worth_waiting(self, outage: Outage, now: float) -> bool:
         """Whether one who comes during an outage may wait: for the attempt under way, or for a connection on loan."""
-        if self._n_opening:
+        if self._n_opening > self._n_overdue:
             return True
         if (self.settings.ride_out and not outage.refused) or self._any_sound():
             if not self.line:
@@ -504,17 +509,18 @@ class Core(Generic[C]):
             return 0
         size = len(self.entries)
         waiting = 0 if self.paused else len(self.line)
+        opening = self._n_opening - self._n_overdue
         demand = max(
-            waiting - self._n_opening - self._n_tending + self._n_stalled,
+            waiting - opening - self._n_tending + self._n_stalled,
             settings.min_size - size + self._n_closing,
         )
-        wanted = min(demand, settings.max_size - size, settings.max_opening - self._n_opening)
+        wanted = min(demand, settings.max_size - size, settings.max_opening - opening)
         if wanted <= 0:
             return 0
         outage = self.outage
         if outage is None:
             return wanted
-        if self._n_opening or now < outage.next_try or (outage.refused and not waiting):
+        if opening or now < outage.next_try or (outage.refused and not waiting):
             return 0
         return 1
 
@@ -522,6 +528,7 @@ class Core(Generic[C]):
         """Begin an open, if one is wanted. It ends with `opened` or `open_failed`, or when its claim dies."""
         if self.opens_wanted(now) <= 0:
             return None
+        self._rouse()
         self._serial += 1
         claim: Claim[C] = Claim(Entry(self._serial, self.generation, now), self._lost)
         self._n_opening += 1
@@ -591,7 +598,7 @@ class Core(Generic[C]):
             entry = claim.entry
             if entry.descriptor is None:
                 self._end(entry, Reason.FORKED, abandon=False)
-                parted.append(self._jobs.pop())
+                parted.append(self._jobs.popleft())
                 claim.dissolve()
             else:
                 self.idle.append(claim)
@@ -696,7 +703,8 @@ class Core(Generic[C]):
     def _post_end(self, task: Task, entry: Entry[C]) -> None:
         job = Job(task, entry, None)
         entry.end = ref(job)
-        self._jobs.append(job)
+        # What frees a place comes before what may wait for the network.
+        self._jobs.appendleft(job)
 
     def _end_anew(self) -> list[Entry[C]]:
         """Have those entries closed whose close has come to nothing, as whoever had the job is gone; return them."""
@@ -731,6 +739,8 @@ class Core(Generic[C]):
             self._rouse()
         if old is State.OPENING:
             self._n_opening -= 1
+            self._n_overdue -= entry.stalled
+            entry.stalled = False
         elif old in TENDING:
             self._n_tending -= 1
             self._n_stalled -= entry.stalled
@@ -764,7 +774,6 @@ class Core(Generic[C]):
         self.quiet_until = None
         self.forking = max(0, self.forking - 1)
         self._ask_again()
-        stalled = 0
         spare = len(self.entries) - self._n_closing - settings.min_size
         for entry in self.entries:
             state = entry.state
@@ -793,18 +802,55 @@ class Core(Generic[C]):
                     self.condemn(entry, Reason.MAX_LIFETIME, now)
                 else:
                     self._renew(entry, now)
-            elif state in TENDING:
-                entry.stalled = now - (entry.asked if state is State.CHECKING else entry.since) >= STALLED
-                stalled += entry.stalled
-        self._n_stalled = stalled
+            else:
+                entry.stalled = self._takes_too_long(entry, now)
+        self._count_stalled()
         # Not before, since whoever is cut short has not done it.
         self._seen = seen
         self._ticked = now
+        if self._n_stalled and self.line and not self.paused and self.outage is None:
+            self._give_up_stalled(now)
         self.sweep(now)
-        self._rest(now)
 
-    def _rest(self, now: float) -> None:
-        """Need no ticks for a while, if nothing happens that only a tick would see.
+    def _takes_too_long(self, entry: Entry[C], now: float) -> bool:
+        """Whether what is under way can no longer be counted on."""
+        if entry.state is State.OPENING:
+            return now - entry.since >= self.settings.connect_timeout
+        return (
+            entry.state in TENDING and now - (entry.asked if entry.state is State.CHECKING else entry.since) >= STALLED
+        )
+
+    def _count_stalled(self) -> None:
+        self._n_stalled = sum(entry.stalled for entry in self.entries if entry.state in TENDING)
+        self._n_overdue = sum(entry.stalled for entry in self.entries if entry.state is State.OPENING)
+
+    def _give_up_stalled(self, now: float) -> None:
+        """Have as many cut whose check takes too long as callers wait for the places of, and could be opened in their
+        stead. Then the check fails, and whoever is at it closes the connection, as after any other.
+
+        Too long is as long as it takes to open one, by what opens have taken so far.
+        """
+        settings = self.settings
+        opening = self._n_opening - self._n_overdue
+        coming = opening + self._n_tending - self._n_stalled + self._n_closing
+        places = settings.max_size - len(self.entries)
+        short = min(len(self.line) - coming - places, settings.max_opening - opening - self._n_closing)
+        patience = max(STALLED, self.open_seconds / max(1, self.opens))
+        stalled = [
+            entry
+            for entry in self.entries
+            if entry.state is State.CHECKING
+            and entry.doom is None
+            and entry.descriptor is not None
+            and now - entry.asked >= patience
+        ]
+        for entry in stalled[: max(0, short)]:
+            entry.doom = Reason.CHECK_FAILED
+            self.cuts.append(entry)
+
+    def rest(self, now: float) -> None:
+        """Need no ticks for a while, if nothing happens that only a tick would see. It is for whoever ticks to ask for:
+        nobody else knows when to come again.
 
         From here on no connection can be lent without the core's knowing: none is good until any time.
         """
@@ -830,8 +876,8 @@ class Core(Generic[C]):
 
     def _rouse(self) -> None:
         """Need ticks again: something has happened that is not over by itself."""
-        self.quiet_until = None
         self.roused = True
+        self.quiet_until = None
 
     def _ask_again(self) -> None:
         """Have the budget look for what nobody tells of: a pool that was dropped, a call that was lost."""
@@ -911,7 +957,7 @@ class Core(Generic[C]):
 
     def resize(self, settings: Settings, now: float) -> None:
         """Go by other settings; what is idle beyond a smaller `max_size` is closed, what is lent when it comes back."""
-        self._configure(settings)
+        self.configure(settings)
         self._rouse()
         self.settle(now)
         self._greet_warm()
@@ -952,6 +998,8 @@ class Core(Generic[C]):
     def audit(self, now: float) -> list[str]:
         """Derive everything anew from the entries and the line; tell what was found to be wrong."""
         found: list[str] = []
+        # What was cut short may have left anything to the next tick.
+        self._rouse()
         for waiter in list(self.line):
             if waiter.claim is not None or waiter.refusal is not None:
                 found.append("a caller in line already had its answer")
@@ -970,7 +1018,7 @@ class Core(Generic[C]):
                 f"{(self._n_opening, self._n_tending, self._n_closing)} and are {counted}"
             )
         self._n_opening, self._n_tending, self._n_closing = counted
-        self._n_stalled = sum(entry.stalled for entry in self.entries)
+        self._count_stalled()
         for entry in [entry for entry in self.entries if entry.state is State.CLOSED]:
             found.append(f"{entry!r} was still on the books")
             del self.entries[entry]

@@ -123,7 +123,7 @@ class Entry(Generic[C]):
         self.end: Callable[[], object | None] = _nothing
         """Returns the job of closing it, if somebody has that."""
         self.stalled = False
-        """Whether the check or reset that it is in takes too long to be counted on."""
+        """Whether the open, check or reset that it is in takes too long to be counted on."""
         self.leak_told = 0
 
     def __repr__(self) -> str:
