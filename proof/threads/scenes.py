@@ -12,10 +12,11 @@ from types import SimpleNamespace
 from typing import Any, Final
 from unittest.mock import patch
 
-from millpond import Pool, PoolClosed, PoolTimeout, _fork, _shell, pool
+from millpond import Pool, PoolClosed, PoolTimeout, _fork, _maintenance, _shell, pool
 from millpond._core import line
 from millpond._core.core import Fitness
 from millpond._core.entry import State
+from millpond._core.pulse import Pulse
 from proof.threads.schedule import Lock, Schedule
 
 __all__ = ["NAMED", "Scene", "Stage"]
@@ -27,6 +28,16 @@ class Connection:
     def __init__(self) -> None:
         self.held = False
         self.closed = False
+
+
+class Silent:
+    """A bell that nobody hears: the process's own maintenance is no thread of the schedule."""
+
+    def __init__(self, pool: object) -> None:
+        pass
+
+    def ring(self) -> None:
+        pass
 
 
 class Broken(AssertionError):
@@ -46,9 +57,8 @@ class Stage:
         self.pool._droppable = True
         # It is none of the process's: threads that a defect leaves standing keep it for ever.
         _fork._pools.pop(id(self.pool))
-        # Another of the schedule's threads does the work of the keeper.
+        # Another of the schedule's threads does the work of the maintenance.
         self.pool._kick = lambda: None  # type: ignore[method-assign]
-        self.pool._kept = -1
         self.pool._lock = Lock(schedule)  # type: ignore[assignment]
         self.live: set[Connection] = set()
 
@@ -162,6 +172,11 @@ class Scene:
             patch.object(pool, "monotonic", clock),
             patch.object(_shell, "time", times),
             patch.object(_shell.log, "disabled", True),
+            patch.object(_maintenance, "pulse", Pulse(schedule.now, lambda: 0.0)),
+            patch.object(_maintenance, "Bell", Silent),
+            patch.object(_maintenance, "attends", lambda _: True),
+            # One who has been forgotten must not get away by looking again.
+            patch.object(pool, "PATIENCE", math.inf),
         ):
             stage = Stage(schedule, max_size=self.size, check_after=float("inf"))
             enrol, leave = line.Line.enrol, line.Line.leave

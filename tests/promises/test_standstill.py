@@ -90,6 +90,7 @@ def test_a_stopped_process_goes_on_without_a_dead_connection(impatient: Postgres
     assert all(said["lent"] >= 30 for _, said in told)
 
 
+@pytest.mark.stumbles
 def test_a_suspended_machine_is_noticed_though_maintenance_was_struck_in_between(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
