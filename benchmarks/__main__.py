@@ -25,6 +25,7 @@ MEASURES = (
     "httpx-cancellations",
     "httpx-get",
     "httpx-waiting",
+    "idle-pools",
     "observed",
     "redis-fairness",
     "redis-interruptions",

@@ -767,7 +767,11 @@ class Pool(Shell[C]):
             report = self._reports.popleft()
         except IndexError:
             return False
-        report()
+        try:
+            report()
+        except Exception:
+            # An error of a driver's that cannot say what it says, for one.
+            log.exception("pool %r: something that happened could not be told", self.name)
         return True
 
     def _fail_open(self, error: Exception) -> None:
@@ -862,7 +866,8 @@ class Pool(Shell[C]):
         if not (self._droppable or self._core.closing):
             self._warn_unclosed()
         try:
-            self._report_all()
+            if not sys.is_finalizing():  # when nobody is left to be told
+                self._report_all()
         finally:
             self._free()
 

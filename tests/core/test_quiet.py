@@ -14,7 +14,12 @@ from millpond._core.pulse import GRACE, Pulse
 
 from .conftest import Bench
 
-AGELESS = {"max_idle": math.inf, "max_lifetime": math.inf, "keepalive": math.inf, "check_after": math.inf}
+AGELESS: dict[str, Any] = {
+    "max_idle": math.inf,
+    "max_lifetime": math.inf,
+    "keepalive": math.inf,
+    "check_after": math.inf,
+}
 
 
 def quiet(bench: Bench, seconds: float = 2.0) -> Bench:

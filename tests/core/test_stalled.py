@@ -12,7 +12,12 @@ from millpond._core.entry import Entry, Reason, State
 
 from .conftest import Bench
 
-AGELESS = {"max_idle": math.inf, "max_lifetime": math.inf, "keepalive": math.inf, "check_after": math.inf}
+AGELESS: dict[str, Any] = {
+    "max_idle": math.inf,
+    "max_lifetime": math.inf,
+    "keepalive": math.inf,
+    "check_after": math.inf,
+}
 
 
 def checking(bench: Bench, count: int, *, watched: bool = True) -> tuple[list[Entry[str]], list[Job[str]]]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from millpond import Budget, KeyedPool, Pool, PoolClosed, _maintenance, events
+from millpond import Budget, ConnectFailed, KeyedPool, Pool, PoolClosed, _maintenance, events
 from millpond import pool as pool_of_threads
 from millpond._core import core
 from millpond._core.entry import Reason
@@ -180,6 +180,27 @@ def told_where(told: list[str]) -> events.Listener:
             told.append(threading.current_thread().name)
 
     return listen
+
+
+def test_an_error_that_cannot_say_what_it_says_is_told_to_those_who_listen_next(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Mute(ConnectionRefusedError):
+        def __str__(self) -> str:
+            if threading.current_thread() is threading.main_thread():
+                return "refused"
+            raise ValueError("mute")
+
+    class Down(FakeConnector):
+        def open(self, timeout: float) -> FakeConnection:
+            raise Mute
+
+    with Pool(Down()) as pool:
+        with pytest.raises(ConnectFailed):
+            pool.acquire(30)
+        until(lambda: "could not be told" in caplog.text)
+        until(lambda: pool._reporters._resting)
+    assert "mute" in caplog.text
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -506,10 +527,15 @@ def test_exceptions_that_strike_whoever_asks_do_not_bring_a_second_thread() -> N
 
 def test_two_threads_that_need_the_first_at_once_have_the_same_one() -> None:
     gate, found = threading.Barrier(8), list[Any]()
+
+    def find() -> None:
+        gate.wait()
+        found.append(_maintenance._here())
+
     held = dict(_maintenance._of_process)
     for _ in range(50):
         _maintenance._of_process.clear()
-        threads = [threading.Thread(target=lambda: (gate.wait(), found.append(_maintenance._here()))) for _ in range(8)]
+        threads = [threading.Thread(target=find) for _ in range(8)]
         for thread in threads:
             thread.start()
         for thread in threads:

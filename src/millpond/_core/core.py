@@ -528,7 +528,6 @@ class Core(Generic[C]):
         """Begin an open, if one is wanted. It ends with `opened` or `open_failed`, or when its claim dies."""
         if self.opens_wanted(now) <= 0:
             return None
-        self._rouse()
         self._serial += 1
         claim: Claim[C] = Claim(Entry(self._serial, self.generation, now), self._lost)
         self._n_opening += 1
