@@ -516,6 +516,7 @@ def test_exceptions_that_strike_whoever_asks_do_not_bring_a_second_thread() -> N
     with Pool(FakeConnector()) as pool:
         with pool.connection(30):
             pass
+        until(lambda: _maintenance.attends(pool._bell))
         thread = _maintenance._here().thread
         number = 1
         while struck_at_line(number, lambda: _maintenance.attends(pool._bell)):
