@@ -15,7 +15,7 @@ from millpond import KeyedPool, Pool
 from millpond.connectors.sockets import Socket
 from millpond.testing import FakeConnection, FakeConnector
 
-__all__ = ["measure"]
+__all__ = ["Asking", "measure", "silent"]
 
 POOLS = 500
 SECONDS = 5.0
@@ -86,6 +86,7 @@ class Asking(Socket):
     dead: frozenset[socket.socket] = frozenset()
 
     def ping(self, conn: socket.socket, timeout: float) -> None:
+        """Wait for an answer, if it comes from one who is dead."""
         if conn in self.dead:
             conn.settimeout(timeout)
             if not conn.recv(1):

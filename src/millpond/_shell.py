@@ -56,10 +56,10 @@ CONNECTOR: Final = (*(name for name in vars(Inspector) if name[0] != "_"), "open
 
 
 class Bell(Protocol):
-    """Wakes a pool's keeper, who does what is due."""
+    """Wakes whoever looks after a pool, and does what is due."""
 
     def ring(self) -> None:
-        """Wake the keeper. It takes no lock, so that finalisers and signal handlers may call it, in any thread."""
+        """Wake it. It takes no lock, so that finalisers and signal handlers may call it, in any thread."""
         ...
 
 
@@ -278,7 +278,7 @@ class Shell(ABC, Generic[C]):
 
     @abstractmethod
     def _hang_bell(self) -> Bell:
-        """Make what wakes the keeper."""
+        """Make what wakes whoever looks after the pool."""
 
     def _hung_up(self, entry: Entry[C]) -> None:
         self._step(self._core.hung_up, entry)
@@ -501,7 +501,7 @@ class Shell(ABC, Generic[C]):
             _watcher.forget(entry.descriptor)
 
     def _warn_unclosed(self) -> None:
-        # Without `source=self`: whoever collects warnings would bring the pool back to life, and its keeper with it.
+        # Without `source=self`: whoever collects warnings would bring the pool back to life.
         warnings.warn(f"pool {self.name!r}, made at {self._made_at}, was never closed", ResourceWarning, stacklevel=2)
 
     def _scuttle(self) -> None:

@@ -343,7 +343,7 @@ class _Crew:
         finally:
             with self._lock:
                 self._strike_off(me)
-            # Work that came between the last look and the farewell is the keeper's to give out anew.
+            # Work that came between the last look and the farewell is given out anew in the pool's next turn.
             pool = self._pool()
             if pool is not None:
                 pool._bell.ring()
@@ -724,7 +724,7 @@ class Pool(Shell[C]):
             self._call_reporter()
             pause = min(pause, BEAT)
         if core.closing and not core.entries:
-            # Those who call `close` do so, too, when there is no keeper any more.
+            # Those who call `close` do so, too, when the pool is not looked after any more.
             self._openers.dismiss()
             self._tenders.dismiss()
             self._reporters.disperse()
@@ -863,9 +863,9 @@ class Pool(Shell[C]):
 
     def _dispose(self) -> None:
         """End a pool that was dropped."""
-        if not (self._droppable or self._core.closing):
-            self._warn_unclosed()
         try:
+            if not (self._droppable or self._core.closing):
+                self._warn_unclosed()
             if not sys.is_finalizing():  # when nobody is left to be told
                 self._report_all()
         finally:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from millpond._core.core import Job, Task
+from millpond._core.core import Fitness, Job, Task
 from millpond._core.entry import Entry, Reason, State
 
 from .conftest import Bench
@@ -144,9 +144,18 @@ def test_in_an_outage_an_open_that_hangs_is_no_attempt_under_way() -> None:
 
 def test_what_frees_a_place_comes_first() -> None:
     bench = full(3)
-    dead, *others = bench.stock(3)
-    bench.core.hung_up(dead, bench.now)
+    bench.stock(2)
+    (claim,) = bench.fill(1)
+    caller = bench.enrol("caller")
+    bench.give(claim)
+    lent, caller.claim = caller.claim, None
+    assert lent is not None
+    bench.core.suspect(bench.now)
     bench.core.sweep(bench.now)
-    bench.core.condemn(others[0], Reason.DISCARDED, bench.now)
+    assert bench.core.chores >= 1
+    bench.give(lent, Fitness.CUT)
+    del claim, lent
     job = bench.core.next_chore(bench.now)
     assert job is not None and job.task is Task.ABANDON
+    rest = bench.core.next_chore(bench.now)
+    assert rest is not None and rest.task is Task.CHECK

@@ -10,9 +10,9 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
+from benchmarks.idle_pools import Asking, silent
 
 from millpond import Pool
-from millpond.connectors.sockets import Socket
 from millpond.testing import FakeConnection, FakeConnector
 
 from .patience import until
@@ -87,48 +87,10 @@ def test_opens_that_hang_longer_than_they_may_hold_up_no_other() -> None:
             caller.join()
 
 
-@contextmanager
-def silent_server(ports: list[int]) -> Iterator[list[socket.socket]]:
-    """A server whose first connections never answer any more, and are not closed."""
-    with socket.create_server(("127.0.0.1", 0), backlog=100) as listener:
-        ports.append(listener.getsockname()[1])
-        taken: list[socket.socket] = []
-
-        def accept() -> None:
-            while True:
-                try:
-                    taken.append(listener.accept()[0])
-                except OSError:
-                    return
-
-        thread = threading.Thread(target=accept)
-        thread.start()
-        try:
-            yield taken
-        finally:
-            listener.shutdown(socket.SHUT_RDWR)
-            thread.join()
-            for conn in taken:
-                conn.close()
-
-
-class Asking(Socket):
-    """A protocol in which a ping waits for an answer."""
-
-    dead: frozenset[socket.socket] = frozenset()
-
-    def ping(self, conn: socket.socket, timeout: float) -> None:
-        if conn in self.dead:
-            conn.settimeout(timeout)
-            if conn.recv(1) == b"":
-                raise ConnectionResetError
-
-
 def test_a_pool_full_of_connections_that_died_silently_lends_a_new_one_soon() -> None:
     """With default settings but the size, which is full; all are doubted, as after a standstill."""
-    ports: list[int] = []
-    with silent_server(ports) as taken:
-        connector = Asking("127.0.0.1", ports[0])
+    with silent() as (port, taken):
+        connector = Asking("127.0.0.1", port)
         with Pool(connector, max_size=20) as pool:
             with ExitStack() as loans:
                 connector.dead = frozenset(loans.enter_context(pool.connection(30)) for _ in range(20))
@@ -158,8 +120,7 @@ def test_a_check_that_takes_no_longer_than_an_open_is_not_given_up() -> None:
         def ping(self, conn: socket.socket, timeout: float) -> None:
             time.sleep(1.1)
 
-    ports: list[int] = []
-    with silent_server(ports), Pool(Far("127.0.0.1", ports[0]), max_size=1) as pool:
+    with silent() as (port, _), Pool(Far("127.0.0.1", port), max_size=1) as pool:
         with pool.connection() as first:
             pass
         pool._step(pool._core.suspect)

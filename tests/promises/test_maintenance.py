@@ -414,8 +414,9 @@ def test_a_caller_who_comes_late_and_first_is_looked_after() -> None:
     poor._core._ticked -= 5.0  # made a while ago
     caller = threading.Thread(target=lambda: poor.release(poor.acquire(30)))
     caller.start()
-    until(lambda: poor.stats().waiting)
-    time.sleep(0.1)
+    until(lambda: poor._core.line)
+    before = poor._core._ticked
+    until(lambda: poor._core._ticked != before, timeout=10.0)  # its turns go on
     del rich, lost[0]
     gc.collect()
     caller.join(10)
